@@ -1,0 +1,147 @@
+"""Files that are whole or not there, and the safetensors format: read by mapping, written aligned.
+
+Nothing in a file is trusted: what does not fit is refused in one line with the file and the fault.
+"""
+
+import contextlib
+import json
+import math
+import mmap
+import os
+
+import numpy as np
+
+BF16 = np.dtype([("bfloat16", "<u2")])  # NumPy has no such number: its two bytes, to be widened
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "I64": "<i8", "I32": "<i4",
+          "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+          "BOOL": "?"}
+DTYPES = {name: np.dtype(dtype) for name, dtype in DTYPES.items()}
+MAX_JSON = 16 << 20  # bytes; the real ones have 14 KB (header) and 1 MB (vocabulary)
+
+
+def read_json(path, data=None):
+    """-> the dict in a JSON file (or in data, read from it); strict: no duplicate keys, no NaN."""
+    def unique(pairs):
+        if len(pairs) != len(dict(pairs)):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    if data is None:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1)
+    try:
+        if len(data) > MAX_JSON:
+            raise ValueError(f"larger than {MAX_JSON} bytes")
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged JSON: {error}") from None
+    return content
+
+
+@contextlib.contextmanager
+def write_atomic(path):
+    """A binary file that appears under its name when it is whole, or not at all."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the name and lose the bytes
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def read_safetensors(path):
+    """-> {name: array mapped from the file, read-only, as it is stored (so maybe unaligned)}.
+
+    8 bytes, little-endian: length of the header; the header, JSON; the data, without holes:
+    {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...}
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if not 8 < start <= min(size, MAX_JSON):
+            raise ValueError(f"{path}: no safetensors file, or cut off: {size} bytes")
+        header = read_json(path, file.read(start - 8))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{path}: __metadata__ is not a dict of strings")
+    entries = sorted((*check_entry(path, name, entry), name) for name, entry in header.items())
+    tensors, end = {}, 0
+    for begin, stop, name in entries:
+        if begin != end:
+            raise ValueError(f"{path}: hole or overlap before tensor {name!r} at offset {begin}")
+        dtype, shape, end = DTYPES[header[name]["dtype"]], tuple(header[name]["shape"]), stop
+        if end > size - start:
+            raise ValueError(f"{path}: cut off: tensor {name!r} ends at {end} of {size - start}")
+        tensors[name] = np.ndarray(shape, dtype, mapped, start + begin)
+    if end != size - start:
+        raise ValueError(f"{path}: {size - start - end} bytes after the last tensor")
+    return tensors
+
+
+def check_entry(path, name, entry):
+    """-> (begin, end) of a tensor of a safetensors header, once dtype, shape and offsets agree."""
+    def whole(numbers):
+        return isinstance(numbers, list) and len(numbers) <= 16 and all(
+            type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{path}: tensor {name!r} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r:.40}")
+    if not whole(shape) or not whole(offsets) or len(offsets) != 2:
+        raise ValueError(f"{path}: tensor {name!r} has a damaged shape or data_offsets")
+    # A tensor without elements takes no bytes, but NumPy bounds its other axes all the same.
+    if math.prod(max(n, 1) for n in shape) >= 1 << 48:
+        raise ValueError(f"{path}: tensor {name!r} has the impossible shape {shape}")
+    if math.prod(shape) * DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
+        raise ValueError(f"{path}: tensor {name!r}: {dtype} {shape} does not fit {offsets}")
+    return offsets
+
+
+def write_safetensors(path, tensors, metadata=None, dtype=None):
+    """Write {name: array}, aligned to 64 bytes, one tensor at a time; dtype converts them all.
+
+    The header is padded with spaces, so that the data can be mapped and multiplied without a copy.
+    """
+    names, header, end = {dtype: name for name, dtype in DTYPES.items()}, {}, 0
+    if metadata:
+        header["__metadata__"] = metadata
+    stored = {name: np.dtype(dtype or x.dtype) for name, x in tensors.items()}
+    order = sorted(tensors, key=lambda name: -stored[name].itemsize)  # keeps small ones from
+    for name in order:                                                # unaligning the large
+        begin, end = end, end + tensors[name].size * stored[name].itemsize
+        header[name] = {"dtype": names[stored[name]], "shape": tensors[name].shape,
+                        "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with write_atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(raw_bytes(tensors[name], stored[name]))
+
+
+def raw_bytes(x, dtype):
+    """The bytes of an array as a memoryview: its own, or those of its conversion to dtype."""
+    x = x if x.dtype == dtype else widen(x).astype(dtype, copy=False)
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
+
+
+def widen(x):
+    """-> float32: F16, BF16 widened, unaligned F32 copied, aligned F32 as it is, still mapped."""
+    if x.dtype == BF16:  # the upper half of a float32
+        return (x["bfloat16"].astype(np.uint32) << 16).view(np.float32)
+    return np.require(x, np.float32, "A")
