@@ -1,0 +1,214 @@
+"""The gradient of each function in gpt2.py, in the same order under the same names.
+
+Where the forward pass computes y from x, `f_backward(dy, ...)` returns dx, and the gradients of
+the parameters in a dict like the parameters'. Each quotes the line that it inverts, takes what
+the forward pass kept, and recomputes what is cheap. Shapes as in gpt2.py; a batch of B sequences
+of n tokens is one array of N = B n rows, and only attention tells them apart.
+Source: Rumelhart, Hinton and Williams 1986 for the chain rule; docs/backward.md derives each one.
+"""
+
+import math
+
+import numpy as np
+
+from gpt2 import FUTURE, ROWS, attention, gelu, in_pieces, layer_norm, linear
+
+
+@in_pieces
+def gelu_backward(dy, x):  # [N, 4e], [N, 4e] -> [N, 4e]
+    # y = 0.5 x (1 + t), t = tanh(u), u = c (x + 0.044715 x^3)
+    # dx = dy (0.5 (1 + t) + 0.5 x (1 - t^2) du/dx), du/dx = c (1 + 3 * 0.044715 x^2)
+    c = math.sqrt(2 / math.pi)
+    xx = x * x
+    t = xx * (0.044715 * c)
+    t += c
+    t *= x
+    np.tanh(t, out=t)
+    xx *= 3 * 0.044715 * c
+    xx += c
+    xx *= x
+    dx = t * t
+    np.subtract(1, dx, out=dx)
+    dx *= xx
+    dx += t
+    dx += 1
+    dx *= dy
+    dx *= 0.5
+    return dx
+
+
+def layer_norm_backward(dy, x, g, b, eps):  # [N, e], [N, e] -> [N, e]
+    # y = g z + b, z = (x - mean) / std
+    # dz = g dy; dx = (dz - mean(dz) - z mean(z dz)) / std
+    n, e = x.shape
+    dx, dg, db = np.empty_like(x), np.zeros_like(g), np.zeros_like(b)
+    for i in range(0, n, 2**16 // e):  # in pieces, as gpt2.in_pieces
+        z, dy_i = x[i : i + 2**16 // e], dy[i : i + 2**16 // e]
+        z = z - np.add.reduce(z, -1, keepdims=True) / e
+        std = np.sqrt(np.add.reduce(z * z, -1, keepdims=True) / e + eps)
+        z /= std
+        dg += np.add.reduce(dy_i * z, 0)
+        db += np.add.reduce(dy_i, 0)
+        dz = dy_i * g
+        mean = np.add.reduce(dz, -1, keepdims=True) / e
+        z *= np.add.reduce(dz * z, -1, keepdims=True) / e
+        dz -= z
+        dz -= mean
+        dz /= std
+        dx[i : i + 2**16 // e] = dz
+    return dx, {"g": dg, "b": db}
+
+
+def linear_backward(dy, x, w, b):  # [N, out], [N, in] -> [N, in]
+    # y = x w + b
+    return dy @ w.T, {"w": x.T @ dy, "b": np.add.reduce(dy, 0)}
+
+
+def attention_backward(dy, y, qkv):  # [B, h, n, d] twice, [3, B, h, n, d] -> [3, B, h, n, d]
+    # y = p v, p = softmax(s), s = q k^T / sqrt(d)
+    # dv = p^T dy; dp = dy v^T; ds = p (dp - sum(p dp)), where sum(p dp) = sum(dy y)
+    # dq = ds k / sqrt(d); dk = ds^T q / sqrt(d)
+    q, k, v = qkv
+    n, d = q.shape[-2:]
+    q = q * (1 / math.sqrt(d))
+    dqkv = np.empty_like(qkv)
+    dq, dk, dv = dqkv
+    dk[...] = dv[...] = 0
+    dy_y = np.add.reduce(dy * y, -1, keepdims=True)
+    for i in range(0, n, ROWS):  # the same pieces as in attention
+        j = min(i + ROWS, n)
+        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)  # [B, h, j-i, j]
+        p[..., i:] += FUTURE[: j - i, : j - i]
+        p -= p.max(-1, keepdims=True)
+        np.exp(p, out=p)
+        p /= np.add.reduce(p, -1, keepdims=True)
+        dv[..., :j, :] += p.swapaxes(-1, -2) @ dy[..., i:j, :]
+        ds = dy[..., i:j, :] @ v[..., :j, :].swapaxes(-1, -2)
+        ds -= dy_y[..., i:j, :]
+        ds *= p
+        np.matmul(ds, k[..., :j, :], out=dq[..., i:j, :])
+        dk[..., :j, :] += ds.swapaxes(-1, -2) @ q[..., i:j, :]
+    dq *= 1 / math.sqrt(d)
+    return dqkv
+
+
+def dropout(x, p, rng):  # [N, e] -> [N, e] and the mask that the backward pass multiplies by
+    """Zero a share p of x and scale up the rest: Srivastava et al. 2014."""
+    if p == 0:
+        return x, None
+    mask = (rng.random(x.shape, np.float32) >= p) * np.float32(1 / (1 - p))
+    x *= mask
+    return x, mask
+
+
+def dropout_backward(dy, mask):  # [N, e] -> [N, e]
+    # y = x mask
+    return dy if mask is None else dy * mask
+
+
+def mha_forward(x, c_attn, c_proj, n, n_head):  # [N, e] -> [N, e], and what mha_backward takes
+    qkv = linear(x, **c_attn).reshape(-1, n, 3, n_head, x.shape[1] // n_head)  # [B, n, 3, h, d]
+    qkv = qkv.transpose(2, 0, 3, 1, 4)  # [3, B, h, n, d]
+    y = attention(*qkv)  # [B, h, n, d]
+    return linear(y.swapaxes(1, 2).reshape(x.shape), **c_proj), (x, qkv, y)
+
+
+def mha_backward(dy, kept, c_attn, c_proj):  # [N, e] -> [N, e]
+    # y = linear(attention(*linear(x, c_attn)), c_proj)
+    x, qkv, y = kept
+    dy, d_c_proj = linear_backward(dy, y.swapaxes(1, 2).reshape(x.shape), **c_proj)
+    dy = dy.reshape(y.swapaxes(1, 2).shape).swapaxes(1, 2)  # [N, e] -> [B, h, n, d]
+    dqkv = attention_backward(dy, y, qkv).transpose(1, 3, 0, 2, 4)  # [B, n, 3, h, d]
+    dx, d_c_attn = linear_backward(dqkv.reshape(len(x), -1), x, **c_attn)
+    return dx, {"c_attn": d_c_attn, "c_proj": d_c_proj}
+
+
+def ffn_forward(x, c_fc, c_proj):  # [N, e] -> [N, e], and what ffn_backward takes
+    h = linear(x, **c_fc)  # [N, 4e]
+    y = gelu(h)
+    return linear(y, **c_proj), (x, h, y)
+
+
+def ffn_backward(dy, kept, c_fc, c_proj):  # [N, e] -> [N, e]
+    # y = linear(gelu(linear(x, c_fc)), c_proj)
+    x, h, y = kept
+    dy, d_c_proj = linear_backward(dy, y, **c_proj)
+    dx, d_c_fc = linear_backward(gelu_backward(dy, h), x, **c_fc)
+    return dx, {"c_fc": d_c_fc, "c_proj": d_c_proj}
+
+
+def transformer_block_forward(x, ln_1, attn, ln_2, mlp, n, n_head, eps, p, rng):
+    y, kept_attn = mha_forward(layer_norm(x, **ln_1, eps=eps), **attn, n=n, n_head=n_head)
+    y, mask_1 = dropout(y, p, rng)
+    y += x
+    z, kept_mlp = ffn_forward(layer_norm(y, **ln_2, eps=eps), **mlp)
+    z, mask_2 = dropout(z, p, rng)
+    z += y
+    return z, (x, kept_attn, mask_1, y, kept_mlp, mask_2)
+
+
+def transformer_block_backward(dz, kept, ln_1, attn, ln_2, mlp, eps):  # [N, e] -> [N, e]
+    # y = x + dropout(mha(layer_norm(x, ln_1))); z = y + dropout(ffn(layer_norm(y, ln_2)))
+    x, kept_attn, mask_1, y, kept_mlp, mask_2 = kept
+    dy, d_mlp = ffn_backward(dropout_backward(dz, mask_2), kept_mlp, **mlp)
+    dy, d_ln_2 = layer_norm_backward(dy, y, **ln_2, eps=eps)
+    dy += dz
+    dx, d_attn = mha_backward(dropout_backward(dy, mask_1), kept_attn, **attn)
+    dx, d_ln_1 = layer_norm_backward(dx, x, **ln_1, eps=eps)
+    dx += dy
+    return dx, {"ln_1": d_ln_1, "attn": d_attn, "ln_2": d_ln_2, "mlp": d_mlp}
+
+
+def cross_entropy(logits, targets):  # [N, n_vocab], [N] -> the sum of -log p(target), dlogits
+    # loss = -log softmax(logits)[target], so dlogits = softmax(logits) - onehot(target)
+    rows = np.arange(len(targets))
+    logits -= logits.max(-1, keepdims=True)
+    loss = -logits[rows, targets].sum()
+    np.exp(logits, out=logits)
+    total = np.add.reduce(logits, -1, keepdims=True)
+    loss += np.log(total).sum()
+    logits /= total
+    logits[rows, targets] -= 1
+    return float(loss), logits
+
+
+def embedding_backward(dy, ids, n_rows):  # [N, e], [N] -> [n_rows, e]
+    # y = w[ids]; rows that share an id add up, in the order of a sort, which is always the same
+    order = np.argsort(ids, kind="stable")
+    ids, first = np.unique(ids[order], return_index=True)
+    dw = np.zeros((n_rows, dy.shape[1]), dy.dtype)
+    dw[ids] = np.add.reduceat(dy[order], first)
+    return dw
+
+
+def gpt2_forward(inputs, wte, wpe, blocks, ln_f, n_head, eps=1e-5, p=0.0, rng=None):
+    """gpt2.gpt2 for a batch with dropout p: [B, n] ids -> [B n, n_vocab] logits, what it kept."""
+    n = inputs.shape[1]
+    x, mask = dropout((wte[inputs] + wpe[:n]).reshape(-1, wte.shape[1]), p, rng)  # [N, e]
+    kept = []
+    for block in blocks:
+        x, kept_block = transformer_block_forward(
+            x, **block, n=n, n_head=n_head, eps=eps, p=p, rng=rng
+        )
+        kept.append(kept_block)
+    y = layer_norm(x, **ln_f, eps=eps)
+    return y @ wte.T, (inputs, mask, kept, x, y)
+
+
+def gpt2_backward(dlogits, kept, wte, wpe, blocks, ln_f, eps=1e-5):  # -> gradients like params
+    inputs, mask, kept_blocks, x, y = kept
+    # logits = y wte^T
+    dx, d_ln_f = layer_norm_backward(dlogits @ wte, x, **ln_f, eps=eps)
+    dwte = dlogits.T @ y
+    d_blocks = []
+    while kept_blocks:  # popped, so that each layer's memory is free once it has been used
+        dx, d_block = transformer_block_backward(
+            dx, kept_blocks.pop(), **blocks[len(kept_blocks)], eps=eps
+        )
+        d_blocks.insert(0, d_block)
+    dx = dropout_backward(dx, mask)
+    # x = wte[inputs] + wpe[:n]
+    dwte += embedding_backward(dx, inputs.ravel(), len(wte))
+    dwpe = np.zeros_like(wpe)
+    dwpe[: inputs.shape[1]] = dx.reshape(*inputs.shape, -1).sum(0)
+    return {"wte": dwte, "wpe": dwpe, "blocks": d_blocks, "ln_f": d_ln_f}

@@ -1,0 +1,137 @@
+"""backward.py against torch's autograd (golden file), gpt2.py, and finite differences."""
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, TINY, leaves, map_leaves, random_params, watch
+
+import backward
+import gpt2
+
+EPS, N_HEAD, N_VOCAB = TINY["layer_norm_epsilon"], TINY["n_head"], TINY["n_vocab"]
+LONG = 2 * gpt2.ROWS + 50  # a text whose attention is computed in three pieces
+
+
+def some_ids(*shape, seed=0):
+    return np.random.default_rng(seed).integers(N_VOCAB, size=shape)
+
+
+def float64(params):
+    return map_leaves(lambda x: x.astype(np.float64), params)
+
+
+def loss_and_gradient(params, ids, p=0.0, seed=0):
+    """Mean cross-entropy of ids [B, n + 1], each predicted from those before, and its gradient."""
+    inputs, targets = ids[:, :-1], ids[:, 1:].ravel()
+    logits, kept = backward.gpt2_forward(inputs, **params, n_head=N_HEAD, eps=EPS, p=p,
+                                         rng=np.random.default_rng(seed))
+    loss, dlogits = backward.cross_entropy(logits, targets)
+    dlogits /= targets.size
+    return loss / targets.size, backward.gpt2_backward(dlogits, kept, **params, eps=EPS)
+
+
+def check_directions(loss, arrays, grads, step=1e-4):
+    """Compare each gradient with (loss(x + u) - loss(x - u)) / 2 along a random direction u."""
+    rng = np.random.default_rng(0)
+    for path, x in arrays:
+        u = rng.standard_normal(x.shape)
+        u *= step / np.linalg.norm(u)
+        x += u
+        above = loss()
+        x -= 2 * u
+        difference = (above - loss()) / 2
+        x += u
+        np.testing.assert_allclose((grads[path] * u).sum(), difference, rtol=1e-5, atol=1e-12,
+                                   err_msg=path)
+
+
+def test_training_forward_gives_the_logits_of_gpt2():
+    params, ids = random_params(n_ctx=LONG), some_ids(3, LONG)
+    logits, _ = backward.gpt2_forward(ids, **params, n_head=N_HEAD, eps=EPS)
+    expected = [gpt2.gpt2(row, **params, n_head=N_HEAD, eps=EPS) for row in ids]
+    np.testing.assert_allclose(logits, np.concatenate(expected), rtol=0, atol=1e-4)
+
+
+def test_loss_and_every_gradient_are_those_of_torch():
+    golden = dict(np.load(GOLDEN / "backward.npz"))
+    params = random_params(seed=3)
+    loss, grads = loss_and_gradient(params, golden.pop("ids"))
+    assert loss == pytest.approx(golden.pop("loss"), abs=1e-5)
+    grads = dict(leaves(grads))
+    assert set(grads) == set(golden) == {path for path, _ in leaves(params)}
+    for path, expected in golden.items():
+        np.testing.assert_allclose(grads[path], expected, rtol=1e-4,
+                                   atol=1e-5 * abs(expected).max(), err_msg=path)
+
+
+@pytest.mark.parametrize("p", [0, 0.3], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("batch", [(1, 2), (12, 48), (3, LONG)], ids=str)
+def test_gradients_agree_with_finite_differences(batch, p):
+    params, ids = float64(random_params(seed=1, n_layer=1, n_ctx=LONG)), some_ids(*batch)
+    _, grads = loss_and_gradient(params, ids, p)
+
+    def loss():
+        logits, _ = backward.gpt2_forward(ids[:, :-1], **params, n_head=N_HEAD, eps=EPS, p=p,
+                                          rng=np.random.default_rng(0))
+        return backward.cross_entropy(logits, ids[:, 1:].ravel())[0] / ids[:, 1:].size
+
+    check_directions(loss, leaves(params), dict(leaves(grads)))
+
+
+def test_gradients_of_many_rows_agree_with_finite_differences():
+    """Enough rows that the functions which work in pieces need several."""
+    rng = np.random.default_rng(0)
+    x, dy, g, b = (rng.standard_normal(shape) for shape in ((4000, 40), (4000, 40), 40, 40))
+    grads = {"x": backward.gelu_backward(dy, x)}
+    check_directions(lambda: (gpt2.gelu(x) * dy).sum(), [("x", x)], grads)
+    dx, grads = backward.layer_norm_backward(dy, x, g, b, EPS)
+    check_directions(lambda: (gpt2.layer_norm(x, g=g, b=b, eps=EPS) * dy).sum(),
+                     [("x", x), ("g", g), ("b", b)], {**grads, "x": dx})
+
+
+@pytest.mark.parametrize("n", [1, 2, gpt2.ROWS - 1, gpt2.ROWS, gpt2.ROWS + 1, LONG])
+def test_attention_gradient_agrees_with_finite_differences(n):
+    rng = np.random.default_rng(n)
+    qkv, dy = rng.standard_normal((3, 2, 5, n, 8)), rng.standard_normal((2, 5, n, 8))
+    dqkv = backward.attention_backward(dy, gpt2.attention(*qkv), qkv)
+    check_directions(lambda: (gpt2.attention(*qkv) * dy).sum(), enumerate(qkv), dqkv)
+
+
+@pytest.mark.parametrize("t", [0, 1, gpt2.ROWS - 1, gpt2.ROWS, LONG - 2])
+def test_the_gradient_of_the_future_is_zero(t):
+    params, ids = random_params(n_ctx=LONG), some_ids(2, LONG)
+    logits, kept = backward.gpt2_forward(ids, **params, n_head=N_HEAD, eps=EPS)
+    dlogits = np.zeros_like(logits).reshape(2, LONG, N_VOCAB)
+    dlogits[0, t] = np.random.default_rng(t).standard_normal(N_VOCAB)  # one position's loss
+    grads = backward.gpt2_backward(dlogits.reshape(logits.shape), kept, **params, eps=EPS)
+    assert not grads["wpe"][t + 1:].any()
+    assert grads["wpe"][:t + 1].any(-1).all()
+
+
+def test_the_gradient_of_a_batch_is_the_sum_over_its_sequences():
+    params, ids = random_params(), some_ids(5, 40)
+    _, whole = loss_and_gradient(params, ids)
+    parts = [dict(leaves(loss_and_gradient(params, row[None])[1])) for row in ids]
+    for path, x in leaves(whole):
+        mean = sum(part[path] for part in parts) / len(ids)
+        np.testing.assert_allclose(x, mean, rtol=1e-4, atol=1e-5 * abs(x).max(), err_msg=path)
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean():
+    x, mask = backward.dropout(np.ones((500, 400), np.float32), 0.3, np.random.default_rng(0))
+    assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.7)}
+    assert np.mean(x == 0) == pytest.approx(0.3, abs=0.005)
+    assert np.array_equal(backward.dropout_backward(np.ones_like(x), mask), x)
+    x, mask = backward.dropout(np.ones((5, 4), np.float32), 0, None)
+    assert (x == 1).all() and np.array_equal(backward.dropout_backward(x, mask), x)
+
+
+@pytest.mark.usefixtures("numpy_2_promotion")
+@pytest.mark.parametrize("p", [0, 0.1], ids=["no dropout", "dropout"])
+def test_every_function_keeps_float32(p, monkeypatch):
+    seen = watch(backward, monkeypatch)
+    _, grads = loss_and_gradient(random_params(n_ctx=LONG), some_ids(6, LONG), p)
+    assert {name.removesuffix("_backward") for name in seen if name.endswith("_backward")} >= {
+        "gelu", "layer_norm", "linear", "attention", "dropout", "mha", "ffn", "transformer_block",
+        "embedding", "gpt2"}
+    assert {name: dtypes for name, dtypes in seen.items() if dtypes - {np.dtype("float32")}} == {}
+    assert {x.dtype for _, x in leaves(grads)} == {np.dtype("float32")}
