@@ -4,7 +4,7 @@ Where the forward pass computes y from x, `f_backward(dy, ...)` returns dx, and 
 the parameters in a dict like the parameters'. Each quotes the line that it inverts, takes what
 the forward pass kept, and recomputes what is cheap. Shapes as in gpt2.py; a batch of B sequences
 of n tokens is one array of N = B n rows, and only attention tells them apart.
-Source: Rumelhart, Hinton and Williams 1986 for the chain rule; docs/backward.md derives each one.
+Source: Rumelhart, Hinton and Williams 1986.
 """
 
 import math

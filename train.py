@@ -219,7 +219,7 @@ def evaluate(pool, params, ids, hparams, length, stride, roughly=False):
     """-> nats, number of targets, over windows of the ids; roughly: EVAL_TOKENS of them do."""
     todo = list(gpt2.windows(len(ids), length, stride))
     todo = todo[:: max(1, len(ids) // EVAL_TOKENS)] if roughly else todo
-    n_head, eps, ids = hparams["n_head"], hparams["layer_norm_epsilon"], np.asarray(ids, np.int64)
+    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
     nats = sum(pool.map(lambda window: gpt2.window_nats(ids, window, params, n_head, eps), todo))
     return nats, sum(stop - first for _, first, stop in todo)
 
@@ -268,7 +268,7 @@ def train_step(pool, state, ids, step, lr, hparams, args):
                 np.random.default_rng([args.seed, step, i]), n_targets,
             )
             for i in range(thread, len(pieces), n_threads)
-        )  # fmt: skip
+        )
 
     def add_up(piece):
         g = state["g"][0, piece]
@@ -286,14 +286,15 @@ def optimize(pool, state, step, lr, scale, args):
     """Update all weights by the gradient times scale: Muon for the matrices inside blocks, AdamW
     for the rest; weight decay for whatever is a matrix."""
     w, m, v, g = state["w"], state["m"], state["v"], state["g"][0]
-    ends, jobs = [0, 0, 0], []
+    ends, jobs, by_muon = [0, 0, 0], [], args.optimizer == "muon"
     gradients, momenta = flatten(state["gradients"][0]), flatten(state["momenta"])
     for name, x in flatten(state["params"]).items():
         ends = [end + x.size * (kind(name, x) <= k) for k, end in enumerate(ends)]
-        if args.optimizer == "muon" and kind(name, x) == 0:
+        if by_muon and kind(name, x) == 0:
             jobs.append((muon, x, gradients[name], momenta[name], scale, lr, args.weight_decay))
-    for start, end, decay in (0, ends[1], args.weight_decay), (ends[1], ends[2], 0):
-        for s in slices(start if jobs == [] or decay == 0 else ends[0], end):
+    parts = (ends[0] if by_muon else 0, ends[1], args.weight_decay), (ends[1], ends[2], 0)
+    for start, end, decay in parts:
+        for s in slices(start, end):
             jobs.append((adamw, w[s], g[s], m[s], v[s], scale, lr, decay, step))
     for job in [pool.submit(*job) for job in jobs]:
         job.result()
@@ -350,9 +351,17 @@ def open_run(args):
         with write_atomic(work / "tokens.bin") as file:
             run["n_train"], _ = encode_files(train_parts, encoder, file, **text)
             run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
+        n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
+        if run["n_train"] <= n_ctx or run["n_val"] < 2:
+            raise ValueError(
+                f"{args.text[0]}: too short: {run['n_train']} tokens to train on, {run['n_val']} "
+                f"to validate, and a sequence takes {n_ctx + 1}: more text or a smaller --n_ctx"
+            )
     state = new_state(params, args.threads)
     for name in "wmv" if saved else ():
         state[name][...] = saved[name]
+    if not saved:
+        write_checkpoint(args, state, run)
     return encoder, hparams, state, run
 
 
@@ -362,18 +371,14 @@ def train(args):
     tokens = np.memmap(Path(args.out) / "training" / "tokens.bin", id_type(encoder), "r")
     train_ids, val_ids = tokens[: run["n_train"]], tokens[run["n_train"] :]
     n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
-    if len(train_ids) <= n_ctx or len(val_ids) < 2:
-        raise ValueError(
-            f"{args.text[0]}: too short: {len(train_ids)} tokens to train on, {len(val_ids)} to "
-            f"validate, and a sequence takes {n_ctx + 1}: give more text or a smaller --n_ctx"
-        )
     print(
         f"{len(state['w']):,} parameters; {len(train_ids):,} tokens to train on, {len(val_ids):,} "
         f"to validate, {run['n_chars'] / len(val_ids):.2f} characters each"
     )
     before, start, losses = run["seconds"], time.perf_counter(), []
     with ThreadPoolExecutor(args.threads) as pool, tqdm(
-        total=args.iterations, initial=run["step"], unit="step", disable=None
+        total=None if args.minutes else args.iterations, initial=run["step"], unit="step",
+        disable=None,
     ) as bar:
         while (progress := how_far(run, args)) < 1:
             ids = batch(train_ids, run["step"], n_ctx, args)
@@ -384,7 +389,8 @@ def train(args):
             run["step"] += 1
             run["seconds"] = before + time.perf_counter() - start
             speed = ids[:, 1:].size * len(losses) / (time.perf_counter() - start)
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            last = f", validation {run['log'][-1][-1]:.3f}" if run["log"] else ""
+            bar.set_postfix_str(f"loss {loss:.3f}{last}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             if run["step"] % args.eval_interval and how_far(run, args) < 1:
                 continue
@@ -432,14 +438,19 @@ def save(args, encoder, hparams, state, run, loss):
         file.write(b"step,seconds,loss,validation_loss\n")
         for row in run["log"]:
             file.write("{:.0f},{:.1f},{:.6f},{:.6f}\n".format(*row).encode())
+    write_checkpoint(args, state, run)
+
+
+def write_checkpoint(args, state, run):
     tensors = {name: state[name] for name in "wmv"}
     tensors["run"] = np.frombuffer(json.dumps(run).encode(), np.uint8)
-    write_safetensors(out / "training" / "checkpoint.safetensors", tensors)
+    write_safetensors(Path(args.out) / "training" / "checkpoint.safetensors", tensors)
 
 
 def finish(args):
     """Drop what only --resume needs, and evaluate the model that is kept."""
     out = Path(args.out)
+    os.remove(out / "training" / "checkpoint.safetensors")  # first: it is what --resume looks for
     shutil.rmtree(out / "training")
     print(f"{out}: done; python gpt2.py 'a prompt' --model_size {out}")
     measure(out, args.text, args)
@@ -448,16 +459,18 @@ def finish(args):
 def measure(model, paths, args):
     """Print how well a model predicts texts, or their held-out tail, with all its context."""
     encoder, hparams, params = load_encoder_hparams_and_params(str(model), args.models_dir)
-    whole, tail = split_files(paths, args.val_fraction)
+    _, tail = split_files(paths, args.val_fraction)
     ids, n_chars = [], 0
-    for part in tail or whole:
+    for part in tail:
         for text in read_text(*part, args.lowercase, read_stopwords(args.stopwords)):
-            ids, n_chars = ids + encoder.encode(text), n_chars + len(text)
+            ids += encoder.encode(text)
+            n_chars += len(text)
     if len(ids) < 2:
         raise ValueError(f"{paths[0]}: {len(ids)} tokens; there have to be two to predict one")
     n_ctx = hparams["n_ctx"]
     with ThreadPoolExecutor(args.threads) as pool:
-        nats, n = evaluate(pool, params, ids, hparams, n_ctx + 1, args.stride or n_ctx // 8)
+        stride = args.stride or max(1, n_ctx // 8)
+        nats, n = evaluate(pool, params, np.array(ids), hparams, n_ctx + 1, stride)
     print(
         f"{n} tokens, {n_chars} characters: loss {nats / n:.4f} nats per token, perplexity "
         f"{math.exp(min(nats / n, 700)):.2f}, {nats / n_chars:.4f} nats per character"
@@ -497,6 +510,7 @@ def parse_arguments(argv):
     add("--out", metavar="DIR", help="the model directory to write")
     add("--evaluate", metavar="MODEL", help="measure this model on the text instead")
     add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--overwrite", action="store_true", help="replace what --out holds")
     group = parser.add_argument_group("model")

@@ -17,7 +17,8 @@ import train
 from encoder import get_encoder, learn_bpe
 from utils import flatten, load_encoder_hparams_and_params
 
-WORDS = "the king and queen of york will not come to london, said richard;\n\nyes my lord\n".split(" ")
+WORDS = "the king and queen of york will not come to london, said richard;\n\nyes my lord\n".split(
+    " ")
 SMALL = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--n_ctx", "16", "--batch_size", "6",
          "--vocab_size", "300", "--iterations", "40", "--eval_interval", "10", "--threads", "2"]
 
