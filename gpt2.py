@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-ROWS = 128  # queries that attention takes at a time: the scores of a piece stay in cache
+ROWS = 64  # queries that attention takes at a time: the scores of a piece stay in cache
 NGRAM, FIRST_DRAFT, MAX_DRAFT = 3, 7, 31  # tokens: to look up, to guess; docs/speed.md says why
 FUTURE = np.triu(np.full((ROWS, ROWS), -np.inf, np.float32), 1)  # what a query must not see
 

@@ -1,0 +1,130 @@
+"""What each trick buys, kept or not: one function against the other, in turn, medians, ratio.
+
+    python benchmarks/tricks.py
+
+Shapes are those of 124M. Writes results/tricks.md; docs/speed.md says what became of each.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import numpy as np  # noqa: E402
+
+import gpt2  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+def layers(n_in, n_out, n=40):
+    """So many matrices that none is in the cache when its turn comes."""
+    return [normal(n_in, n_out) for _ in range(n)]
+
+
+def plain_layer_norm(x, g, b):
+    x = x - x.mean(-1, keepdims=True)
+    return g * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) + b
+
+
+def product_layer_norm(x, g, b, mean):
+    x = x - x @ mean
+    x /= np.sqrt((x * x) @ mean + 1e-5)
+    x *= g
+    x += b
+    return x
+
+
+def full_attention(q, k, v):
+    """All the scores at once, the upper triangle too."""
+    n = q.shape[1]
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores += np.triu(np.full((n, n), -np.inf, np.float32), 1)
+    return gpt2.softmax(scores) @ v
+
+
+def keys_first_attention(q, k, v):
+    """Scores as [keys, queries], so that maximum and sum go over rows."""
+    n, d = q.shape[-2:]
+    q, out = q * (1 / math.sqrt(d)), np.empty_like(q)
+    for i in range(0, n, gpt2.ROWS):
+        j = min(i + gpt2.ROWS, n)
+        weights = k[..., :j, :] @ q[..., i:j, :].swapaxes(-1, -2)
+        weights[..., i:, :] += gpt2.FUTURE[: j - i, : j - i].T
+        weights -= weights.max(-2, keepdims=True)
+        np.exp(weights, out=weights)
+        out[..., i:j, :] = weights.swapaxes(-1, -2) @ v[..., :j, :]
+        out[..., i:j, :] /= weights.sum(-2)[..., None]
+    return out
+
+
+def tricks():
+    """Yield name, function without the trick, function with it."""
+    one, g, b = normal(1, 768), normal(768), normal(768)
+    mean = np.full((768, 1), 1 / 768, np.float32)
+    yield ("layer_norm of a token: in place", lambda: plain_layer_norm(one, g, b),
+           lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5))
+    yield ("layer_norm of a token: means as products, too",
+           lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
+           lambda: product_layer_norm(one, g, b, mean))
+    many = normal(1000, 3072)
+    whole = gpt2.gelu.__wrapped__
+    yield "gelu of 1000 tokens: in pieces", lambda: whole(many), lambda: gpt2.gelu(many)
+    qkv = normal(3, 12, 1000, 64)
+    yield ("attention of 1000 tokens: lower triangle in pieces",
+           lambda: full_attention(*qkv), lambda: gpt2.attention(*qkv))
+    yield ("attention of 1000 tokens: scores as [keys, queries], too",
+           lambda: gpt2.attention(*qkv), lambda: keys_first_attention(*qkv))
+    for n_in, n_out in (768, 3072), (3072, 768):
+        stored = layers(n_in, n_out)
+        turned = [np.ascontiguousarray(w.T) for w in stored]
+        for rows in 1, 8, 32:
+            x = normal(rows, n_in)
+            name = f"{rows} x {n_in} x {n_out}"
+            yield (f"{name}: matrices stored transposed", lambda x=x, s=stored: [x @ w for w in s],
+                   lambda x=x, t=turned: [x @ w.T for w in t])
+            if rows > 1:
+                yield (f"{name}: as (w.T @ x.T).T", lambda x=x, s=stored: [x @ w for w in s],
+                       lambda x=x, s=stored: [(w.T @ x.T).T for w in s])
+        x = normal(3, n_in)
+        yield (f"3 x {n_in} x {n_out}: a loop over the rows",
+               lambda x=x, s=stored: [x @ w for w in s],
+               lambda x=x, s=stored: [[row @ w for row in x] for w in s])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    lines = ["| trick | without, ms | with, ms | speed-up |", "| --- | --- | --- | --- |"]
+    for name, without, trick in tricks():
+        times = [], []
+        repeats = 1
+        for i in range(args.rounds + 1):
+            for function, column in zip((without, trick), times):
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    function()
+                column.append((time.perf_counter() - start) / repeats)
+            if i == 0:  # the warm-up, which says how often a round has to be repeated
+                repeats = max(1, int(0.005 / times[0].pop()))
+                times[1].pop()
+        a, b = (median(column) * 1e3 for column in times)
+        lines.append(f"| {name} | {a:.3f} | {b:.3f} | {a / b:.2f} |")
+        print(lines[-1], flush=True)
+    results = ROOT / "benchmarks" / "results"
+    results.mkdir(exist_ok=True)
+    (results / "tricks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
