@@ -32,7 +32,7 @@ from encoder import get_encoder, learn_bpe, save_encoder
 from tensor_file import read_safetensors, write_atomic, write_safetensors
 from utils import flatten, load_encoder_hparams_and_params, nest, save_model
 
-SHAPE = {"vocab_size": 1024, "n_layer": 6, "n_head": 8, "n_embd": 256, "n_ctx": 256}
+SHAPE = {"vocab_size": 2048, "n_layer": 6, "n_head": 4, "n_embd": 256, "n_ctx": 256}
 PIECE = 2**16  # numbers of a flat vector that the optimiser takes at a time: they stay in cache
 MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
 EVAL_TOKENS = 2**17  # of the validation text, evaluated on the way; the last evaluation takes all
@@ -503,7 +503,6 @@ def parse_arguments(argv):
         prog="train.py",
         description="Train a GPT from text files, into a Hugging Face model directory that "
         "gpt2.py opens.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, whole = parser.add_argument, gpt2.number(int, 1)
     add("text", nargs="*", help="UTF-8 files; their last part is held out for validation")
@@ -515,31 +514,36 @@ def parse_arguments(argv):
     add("--overwrite", action="store_true", help="replace what --out holds")
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--n_layer", type=whole, help="layers")
-    add("--n_head", type=whole, help="heads, a divisor of n_embd")
-    add("--n_embd", type=whole, help="numbers a token")
-    add("--n_ctx", type=whole, help="tokens of context, in training and after")
+    add("--n_layer", type=whole, help="layers (6)")
+    add("--n_head", type=whole, help="heads, a divisor of n_embd (4)")
+    add("--n_embd", type=whole, help="numbers a token (256)")
+    add("--n_ctx", type=whole, help="tokens of context, in training and after (256)")
     add("--vocab_size", type=gpt2.number(int, 257),
-        help="tokens to learn from the text; 257: its bytes alone, a character model")
+        help="tokens to learn from the text; 257: its bytes alone, a character model (2048)")
     add("--init_from", metavar="MODEL",
         help="take weights, shape and tokenizer of this model: a size, a directory, a hub id")
-    add("--models_dir", default="models", metavar="DIR", help="where --init_from looks")
+    add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
     add("--dtype", choices=["float32", "float16"], default="float32",
-        help="of the written weights; float16 halves the file")
+        help="of the written weights; float16 halves the file (float32)")
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--batch_size", type=whole, default=16, help="sequences a step, accumulated in pieces")
-    add("--iterations", type=whole, default=600, help="steps of the run")
+    add("--batch_size", type=whole, default=12, help="sequences a step, accumulated in pieces (12)")
+    add("--iterations", type=whole, default=600,
+        help="steps of the run (600: ten minutes for the default shape on two cores)")
     add("--minutes", type=gpt2.number(float, 0.01), help="length of the run, instead of iterations")
-    add("--learning_rate", type=gpt2.number(float, 0), default=4e-3, help="at its highest")
-    add("--warmup", type=gpt2.number(float, 1e-6, 1), default=0.05, help="share of the run")
+    add("--learning_rate", type=gpt2.number(float, 0), default=4e-3,
+        help="at its highest (4e-3; a tenth of it or less with --init_from)")
+    add("--warmup", type=gpt2.number(float, 1e-6, 1), default=0.05,
+        help="share of the run in which the rate rises (0.05)")
     add("--dropout", type=gpt2.number(float, 0, 0.99), default=0.1,
-        help="share of the values that each layer adds, left out at random")
-    add("--weight_decay", type=gpt2.number(float, 0), default=0.1, help="of matrices")
-    add("--optimizer", choices=["muon", "adamw"], default="muon", help="for matrices in blocks")
-    add("--eval_interval", type=whole, default=100, help="steps between evaluations, checkpoints")
-    add("--seed", type=gpt2.number(int, 0), default=0, help="the same seed, the same run")
-    add("--threads", type=whole, default=os.cpu_count() or 1, help="one a core")
+        help="share of the values that each layer adds, left out at random (0.1)")
+    add("--weight_decay", type=gpt2.number(float, 0), default=0.1, help="of matrices (0.1)")
+    add("--optimizer", choices=["muon", "adamw"], default="muon",
+        help="for matrices in blocks (muon)")
+    add("--eval_interval", type=whole, default=100,
+        help="steps between evaluations and checkpoints (100)")
+    add("--seed", type=gpt2.number(int, 0), default=0, help="the same seed, the same run (0)")
+    add("--threads", type=whole, default=os.cpu_count() or 1, help="(one a core)")
     group = parser.add_argument_group("text")
     add = group.add_argument
     add("--val_fraction", type=gpt2.number(float, 0, 1), metavar="SHARE",
