@@ -106,7 +106,7 @@ def main():
     lines += [f"| {name} | {s * 1e3:.0f} |" for name, s in startup(args.model, args.rounds)]
     _, hparams, params = load_encoder_hparams_and_params(str(args.model), "")
     n_ctx = hparams["n_ctx"]
-    positions = [n for n in (1, 50, 200, 500, 1000) if n + 32 <= n_ctx]
+    positions = [n for n in (1, 50, 200, 500, 990) if n + 32 <= n_ctx]
     found = decoding(params, hparams["n_head"], args.rounds, positions)
     floor = found[0][1]
     lines += ["", "### A token by its position", "", "| position | ms | of the floor |",
