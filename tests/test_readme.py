@@ -17,7 +17,8 @@ SHIPPED = ROOT / "models" / "shakespeare"
 
 
 def blocks(language=""):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
 def commands():
