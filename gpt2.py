@@ -146,7 +146,7 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):  # [n_vocab] -> 
     softmax(logits / temperature); the top_k most likely tokens (and those equal to the last of
     them), 0: all; of these the fewest that have together top_p (Holtzman et al. 2020).
     """
-    logits = logits.astype(np.float64) / temperature
+    logits = (logits.astype(np.float64) - logits.max()) / temperature
     if 0 < top_k < len(logits):
         logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf
     p = softmax(logits)
