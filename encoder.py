@@ -12,13 +12,14 @@ import gc
 import hashlib
 import heapq
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from itertools import chain, filterfalse, pairwise
 from pathlib import Path
 
 import regex
+
+from tensor_file import read_json, write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
 # SHA-256 of the vocabulary that all released sizes share: it needs no check, which takes 30 ms.
@@ -313,23 +314,6 @@ def check_vocabulary(encoder, merges, added):
         raise ValueError(f"a merge leads nowhere: {token!r:.40} has no id")
 
 
-def read_json(path):
-    """A JSON object with no name twice; ValueError for anything else."""
-
-    def unique(pairs):
-        if len(parsed := dict(pairs)) < len(pairs):
-            raise ValueError("a name is there twice")
-        return parsed
-
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not the JSON it should be ({error})") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return parsed
-
-
 def read_merges(path):
     """Pairs of tokens, a line each; the first line may give a version instead."""
     try:
@@ -367,21 +351,10 @@ def save_encoder(encoder, directory):
     """Write vocab.json and merges.txt, and added_tokens.json if there are any."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write(directory / "vocab.json", json.dumps(encoder.encoder))
     merges = "".join(f"{a} {b}\n" for a, b in encoder.merges)
-    write(directory / "merges.txt", f"#version: 0.2\n{merges}")
+    texts = {"vocab.json": json.dumps(encoder.encoder), "merges.txt": f"#version: 0.2\n{merges}"}
     if encoder.added:
-        write(directory / "added_tokens.json", json.dumps(encoder.added))
-
-
-def write(path, text):
-    """Replace a file in one step: whatever happens, it holds the old text or the new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        texts["added_tokens.json"] = json.dumps(encoder.added)
+    for name, text in texts.items():
+        with write_atomic(directory / name) as file:
+            file.write(text.encode())

@@ -94,7 +94,10 @@ def encode_files(parts, encoder, file, **options):
 
 
 def read_stopwords(path):
-    return Path(path).read_text(encoding="utf-8").split() if path else ()
+    try:
+        return Path(path).read_text(encoding="utf-8").split() if path else ()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}): convert the file") from None
 
 
 def id_type(encoder):

@@ -293,13 +293,13 @@ def added_line(line):
 
 
 FAULTS = {
-    "not JSON": (raw("vocab.json", b"{"), "vocab.json: not the JSON"),
-    "not UTF-8": (raw("vocab.json", b'{"\xff": 0}'), "vocab.json: not the JSON"),
-    "a list": (raw("vocab.json", b"[]"), "vocab.json: not a JSON object"),
-    "deep": (raw("vocab.json", b"[" * 100_000), "vocab.json: not the JSON"),
+    "not JSON": (raw("vocab.json", b"{"), "vocab.json: damaged JSON"),
+    "not UTF-8": (raw("vocab.json", b'{"\xff": 0}'), "vocab.json: damaged JSON"),
+    "a list": (raw("vocab.json", b"[]"), "vocab.json: damaged JSON: not an object"),
+    "deep": (raw("vocab.json", b"[" * 100_000), "vocab.json: damaged JSON"),
     "a long number": (raw("vocab.json", b'{"a": ' + b"1" * 10_000 + b"}"), "vocab.json"),
-    "twice": (raw("vocab.json", b'{"a": 0, "a": 0}'), "vocab.json: .*a name is there twice"),
-    "NaN": (vocabulary(lambda v: v.update(x=float("nan"))), "an id is not an integer"),
+    "twice": (raw("vocab.json", b'{"a": 0, "a": 0}'), "vocab.json: .*a key occurs twice"),
+    "NaN": (vocabulary(lambda v: v.update(x=float("nan"))), "NaN is no JSON"),
     "true": (vocabulary(lambda v: v.update({"!": True})), "an id is not an integer"),
     "text for an id": (vocabulary(lambda v: v.update(x="280")), "an id is not an integer"),
     "a list for an id": (vocabulary(lambda v: v.update(x=[])), "an id is not an integer"),
@@ -316,7 +316,7 @@ FAULTS = {
         change("merges.txt", lambda directory: b"t h\nt h\n"),
         "merges.txt: a merge is there twice",
     ),
-    "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: not a JSON object"),
+    "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: damaged JSON"),
     "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "are not 0 to 280, each once"),
     "no model": (tokenizer(lambda t: t.pop("model")), "tokenizer.json: not a byte-level BPE"),
     "no merges": (tokenizer(lambda t: t["model"].pop("merges")), "tokenizer.json: not a byte"),

@@ -278,6 +278,7 @@ def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
         ([tmp_path / "missing", "--out", out], ["missing"]),
         ([text, "--out", unbroken[0]], ["unbroken", "--overwrite"]),
         ([text, "--out", out, "--stopwords", tmp_path / "none"], ["none"]),
+        ([text, "--out", out, "--stopwords", tmp_path / "binary"], ["binary", "UTF-8"]),
         ([text, "--out", out, "--init_from", tmp_path / "nowhere"], ["nowhere"]),
         ([text, "--evaluate", tmp_path / "nowhere"], ["nowhere"]),
         (["--plot", tmp_path], ["log.csv"]),
