@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,14 @@ from tqdm import tqdm
 
 import gpt2
 from backward import cross_entropy, gpt2_backward, gpt2_forward
-from encoder import get_encoder, learn_bpe, save_encoder
+from encoder import Encoder, get_encoder, learn_bpe, save_encoder
 from tensor_file import read_safetensors, write_atomic, write_safetensors
 from utils import flatten, load_encoder_hparams_and_params, nest, save_model
 
 SHAPE = {"vocab_size": 2048, "n_layer": 6, "n_head": 4, "n_embd": 256, "n_ctx": 256}
 PIECE = 2**16  # numbers of a flat vector that the optimiser takes at a time: they stay in cache
 MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
+COPIES = 16  # of the text, each cut into other tokens, with --merge_dropout
 EVAL_TOKENS = 2**17  # of the validation text, evaluated on the way; the last evaluation takes all
 
 
@@ -91,6 +93,18 @@ def encode_files(parts, encoder, file, **options):
             ids.tofile(file)
             n_ids, n_chars = n_ids + len(ids), n_chars + len(text)
     return n_ids, n_chars
+
+
+def segmentations(encoder, share, rng):
+    """Yield the encoder and, if share > 0, COPIES - 1 of the same vocabulary that lack this share
+    of the merges: a model that meets a text in several spellings learns less of it by heart.
+
+    Source: Provilkov et al. 2020, "BPE-Dropout", where each word is dealt with by itself.
+    """
+    yield encoder
+    for _ in range(COPIES - 1 if share else 0):
+        merges = compress(encoder.merges, rng.random(len(encoder.merges)) >= share)
+        yield Encoder(encoder.encoder, list(merges), encoder.added)
 
 
 def read_stopwords(path):
@@ -312,8 +326,8 @@ def slices(start, stop):
 
 def settings(args):
     """What --resume may not change: the text, its tokens and the model's shape."""
-    names = "text", "val_fraction", "lowercase", "stopwords", "init_from", "seed", "dtype", *SHAPE
-    return {name: getattr(args, name) for name in names}
+    names = "text", "val_fraction", "lowercase", "stopwords", "merge_dropout", "init_from", "seed"
+    return {name: getattr(args, name) for name in (*names, "dtype", *SHAPE)}
 
 
 def open_run(args):
@@ -352,7 +366,9 @@ def open_run(args):
         params = init_params(encoder.n_vocab, args.n_ctx, args.n_embd, args.n_layer, rng)
     if not saved:
         with write_atomic(work / "tokens.bin") as file:
-            run["n_train"], _ = encode_files(train_parts, encoder, file, **text)
+            rng = np.random.default_rng(args.seed)
+            run["n_train"] = sum(encode_files(train_parts, part, file, **text)[0]
+                                 for part in segmentations(encoder, args.merge_dropout, rng))
             run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
         n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
         if run["n_train"] <= n_ctx or run["n_val"] < 2:
@@ -553,6 +569,9 @@ def parse_arguments(argv):
         help="held-out tail (0.1); with --evaluate, measure this tail only")
     add("--lowercase", action="store_true", help="train on the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
+    add("--merge_dropout", type=gpt2.number(float, 0, 1), default=0.0, metavar="SHARE",
+        help=f"train on {COPIES} copies of the text, without more and more of the merges, up to "
+        "this share: keeps a long run from learning a small text by heart, as dropout does (0)")
     add("--stride", type=whole, help="with --evaluate: step between windows (an eighth of n_ctx)")
     args = parser.parse_args(argv)
     if not args.plot:

@@ -21,6 +21,7 @@ WORDS = "the king and queen of york will not come to london, said richard;\n\nye
     " ")
 SMALL = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--n_ctx", "16", "--batch_size", "6",
          "--vocab_size", "300", "--iterations", "40", "--eval_interval", "10", "--threads", "2"]
+NOISY = [*SMALL, "--dropout", "0.2", "--merge_dropout", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def curve(path):
 @pytest.fixture(scope="module")
 def unbroken(text, tmp_path_factory):
     out = tmp_path_factory.mktemp("models") / "unbroken"
-    done = run(text, "--out", out, *SMALL, "--dropout", "0.2")
+    done = run(text, "--out", out, *NOISY)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -89,6 +90,18 @@ def test_files_are_set_apart_and_counted(tmp_path):
     ids = np.fromfile(tmp_path / "ids", train.id_type(encoder)).tolist()
     assert ids == encoder.encode("low low") + [encoder.eot] + encoder.encode("lower é")
     assert (n_ids, n_chars) == (len(ids), 14)
+
+
+def test_segmentations_spell_one_text_in_several_ways(text):
+    text = text.read_text(encoding="utf-8")
+    encoder = learn_bpe([text], 300)
+    found = list(train.segmentations(encoder, 0.5, np.random.default_rng(0)))
+    ids = [tuple(part.encode(text)) for part in found]
+    assert len(set(ids)) == len(found) == train.COPIES
+    assert found[0] is encoder
+    assert ids[0] == min(ids, key=len)
+    assert {encoder.decode(each) for each in ids} == {text}
+    assert list(train.segmentations(encoder, 0, np.random.default_rng(0))) == [encoder]
 
 
 def test_lowercase_and_stopwords(tmp_path):
@@ -188,15 +201,15 @@ def test_a_run_learns_and_leaves_a_model(unbroken, text):
 
 
 def test_the_same_seed_gives_the_same_run(unbroken, text, tmp_path):
-    again = run(text, "--out", tmp_path / "again", *SMALL, "--dropout", "0.2")
+    again = run(text, "--out", tmp_path / "again", *NOISY)
     assert again.returncode == 0 and curve(tmp_path / "again") == curve(unbroken[0])
-    other = run(text, "--out", tmp_path / "other", *SMALL, "--dropout", "0.2", "--seed", "1")
+    other = run(text, "--out", tmp_path / "other", *NOISY, "--seed", "1")
     assert other.returncode == 0 and curve(tmp_path / "other") != curve(unbroken[0])
 
 
 def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
     rng, out = random.Random(int(os.environ.get("GPT2_SEED", 0))), tmp_path / "killed"
-    args = [text, "--out", out, *SMALL, "--dropout", "0.2", "--resume"]
+    args = [text, "--out", out, *NOISY, "--resume"]
     resumed_at = []
     for rows in 1, 2, 3:  # evaluations to wait for, and a moment more
         process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL)
