@@ -64,7 +64,7 @@ def linear_backward(dy, x, w, b):  # [N, out], [N, in] -> [N, in]
     return dy @ w.T, {"w": x.T @ dy, "b": np.add.reduce(dy, 0)}
 
 
-def attention_backward(dy, y, qkv):  # [h, n, d] twice, [3, h, n, d] -> [3, h, n, d]
+def attention_backward(dy, y, qkv):  # [..., n, d] twice, [3, ..., n, d] -> [3, ..., n, d]
     # y = p v, p = softmax(s), s = q k^T / sqrt(d)
     # dv = p^T dy; dp = dy v^T; ds = p (dp - sum(p dp)), where sum(p dp) = sum(dy y)
     # dq = ds k / sqrt(d); dk = ds^T q / sqrt(d)
@@ -77,7 +77,7 @@ def attention_backward(dy, y, qkv):  # [h, n, d] twice, [3, h, n, d] -> [3, h, n
     dy_y = np.add.reduce(dy * y, -1, keepdims=True)
     for i in range(0, n, ROWS):  # the same pieces as in attention
         j = min(i + ROWS, n)
-        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)  # [h, j-i, j]
+        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)  # [..., j-i, j]
         p[..., i:] += FUTURE[: j - i, : j - i]
         p -= p.max(-1, keepdims=True)
         np.exp(p, out=p)
@@ -106,12 +106,19 @@ def dropout_backward(dy, mask):  # [N, e] -> [N, e]
     return dy if mask is None else dy * mask
 
 
+def groups(x):  # [B, h, n, d] -> slices of B
+    """As many sequences at a time as have scores that stay in cache: long ones go one by one."""
+    _, n_head, n, _ = x.shape
+    size = max(1, 2**17 // (n_head * min(n, ROWS) * n))
+    return [slice(i, i + size) for i in range(0, len(x), size)]
+
+
 def mha_forward(x, c_attn, c_proj, n, n_head):  # [N, e] -> [N, e], and what mha_backward takes
     qkv = linear(x, **c_attn).reshape(-1, n, 3, n_head, x.shape[1] // n_head)  # [B, n, 3, h, d]
     qkv = qkv.transpose(2, 0, 3, 1, 4)  # [3, B, h, n, d]
     y = np.empty_like(qkv[0])
-    for i in range(len(y)):  # one sequence's scores at a time stay in cache
-        y[i] = attention(*qkv[:, i])  # [h, n, d]
+    for i in groups(y):
+        y[i] = attention(*qkv[:, i])
     return linear(y.swapaxes(1, 2).reshape(x.shape), **c_proj), (x, qkv, y)
 
 
@@ -121,8 +128,8 @@ def mha_backward(dy, kept, c_attn, c_proj):  # [N, e] -> [N, e]
     dy, d_c_proj = linear_backward(dy, y.swapaxes(1, 2).reshape(x.shape), **c_proj)
     dy = dy.reshape(y.swapaxes(1, 2).shape).swapaxes(1, 2)  # [N, e] -> [B, h, n, d]
     dqkv = np.empty_like(qkv)
-    for i in range(len(y)):
-        dqkv[:, i] = attention_backward(dy[i], y[i], qkv[:, i])  # [3, h, n, d]
+    for i in groups(y):
+        dqkv[:, i] = attention_backward(dy[i], y[i], qkv[:, i])
     dqkv = dqkv.transpose(1, 3, 0, 2, 4).reshape(len(x), -1)  # [N, 3e]
     dx, d_c_attn = linear_backward(dqkv, x, **c_attn)
     return dx, {"c_attn": d_c_attn, "c_proj": d_c_proj}

@@ -39,6 +39,8 @@ MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory ha
 COPIES = 16  # of the text, each cut into other tokens, with --merge_dropout
 EVAL_TOKENS = 2**17  # of the validation text, evaluated on the way; the last evaluation takes all
 
+sys.setswitchinterval(5e-4)  # s; a thread's short calls hold up the others for the usual 5 ms
+
 
 # Data
 
