@@ -98,15 +98,16 @@ def encode_files(parts, encoder, file, **options):
 
 
 def segmentations(encoder, share, rng):
-    """Yield the encoder and, if share > 0, COPIES - 1 of the same vocabulary that lack this share
-    of the merges: a model that meets a text in several spellings learns less of it by heart.
+    """Yield encoders of one vocabulary: with share > 0, COPIES - 1 that lack fewer and fewer of
+    the merges, at first this share; last the encoder itself.
 
+    A text in several spellings is harder to learn by heart.
     Source: Provilkov et al. 2020, "BPE-Dropout", where each word is dealt with by itself.
     """
+    for i in range(COPIES - 1 if share else 0):
+        kept = rng.random(len(encoder.merges)) >= share * (1 - i / (COPIES - 1))
+        yield Encoder(encoder.encoder, list(compress(encoder.merges, kept)), encoder.added)
     yield encoder
-    for _ in range(COPIES - 1 if share else 0):
-        merges = compress(encoder.merges, rng.random(len(encoder.merges)) >= share)
-        yield Encoder(encoder.encoder, list(merges), encoder.added)
 
 
 def read_stopwords(path):
@@ -368,9 +369,10 @@ def open_run(args):
         params = init_params(encoder.n_vocab, args.n_ctx, args.n_embd, args.n_layer, rng)
     if not saved:
         with write_atomic(work / "tokens.bin") as file:
-            rng = np.random.default_rng(args.seed)
-            run["n_train"] = sum(encode_files(train_parts, part, file, **text)[0]
-                                 for part in segmentations(encoder, args.merge_dropout, rng))
+            run["n_noisy"], run["n_train"], rng = 0, 0, np.random.default_rng(args.seed)
+            for part in segmentations(encoder, args.merge_dropout, rng):
+                run["n_noisy"] += run["n_train"]
+                run["n_train"], _ = encode_files(train_parts, part, file, **text)
             run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
         n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
         if run["n_train"] <= n_ctx or run["n_val"] < 2:
@@ -390,10 +392,10 @@ def train(args):
     """A run from the text, or from its last checkpoint, to a model directory."""
     encoder, hparams, state, run = open_run(args)
     tokens = np.memmap(Path(args.out) / "training" / "tokens.bin", id_type(encoder), "r")
-    train_ids, val_ids = tokens[: run["n_train"]], tokens[run["n_train"] :]
+    train_ids, val_ids = tokens[: -run["n_val"]], tokens[-run["n_val"] :]
     n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
     print(
-        f"{len(state['w']):,} parameters; {len(train_ids):,} tokens to train on, {len(val_ids):,} "
+        f"{len(state['w']):,} parameters; {run['n_train']:,} tokens to train on, {len(val_ids):,} "
         f"to validate, {run['n_chars'] / len(val_ids):.2f} characters each"
     )
     before, start, losses = run["seconds"], time.perf_counter(), []
@@ -402,7 +404,8 @@ def train(args):
         disable=None,
     ) as bar:
         while (progress := how_far(run, args)) < 1:
-            ids = batch(train_ids, run["step"], n_ctx, args)
+            left = train_ids[int(progress * run["n_noisy"]) :]  # in the end the text as it is
+            ids = batch(left, run["step"], n_ctx, args)
             lr = args.learning_rate * schedule(progress, args.warmup)
             loss = train_step(pool, state, ids, run["step"] + 1, lr, hparams, args)
             must_be_finite(loss, run)
@@ -572,8 +575,8 @@ def parse_arguments(argv):
     add("--lowercase", action="store_true", help="train on the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
     add("--merge_dropout", type=gpt2.number(float, 0, 1), default=0.0, metavar="SHARE",
-        help=f"train on {COPIES} copies of the text, without more and more of the merges, up to "
-        "this share: keeps a long run from learning a small text by heart, as dropout does (0)")
+        help=f"train on {COPIES} copies of the text, all but the last without some of the merges, "
+        "at first this share: keeps a long run from learning a small text by heart (0)")
     add("--stride", type=whole, help="with --evaluate: step between windows (an eighth of n_ctx)")
     args = parser.parse_args(argv)
     if not args.plot:

@@ -1,8 +1,9 @@
 """Run the benchmarks and put their tables into README.md and docs/speed.md.
 
-    python benchmarks/all.py [VOCABULARY] [--only tables]
+    python benchmarks/all.py [SHARED] [--only tables]
 
-VOCABULARY: a directory of GPT-2's vocab.json and merges.txt (../shared/gpt2-vocab).
+SHARED: a directory that holds gpt2-vocab/ (GPT-2's vocab.json and merges.txt) and
+data/tinyshakespeare.txt (../shared).
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SIZES = "--name sizes --sizes 355M,774M,1558M --variants repeats --rounds 1 --methods"
+SIZES = [*SIZES.split(), "NumPy plain,NumPy,transformers,llama.cpp F32"]
 
 
 def part(name, title=None):
@@ -25,12 +28,15 @@ def part(name, title=None):
 
 def tables():
     places = {
-        "README.md": {"peers": part("peers"), "training": part("train_step")},
+        "README.md": {"peers": part("peers"), "sizes": part("sizes"), "encoder": part("encoder"),
+                      "training": part("train_step")},
         "docs/speed.md": {
             "token": part("breakdown", "A token by its position"),
             "rows": part("breakdown", "A pass by its rows"),
             "startup": part("breakdown", "Start-up"),
             "train": part("train_step"),
+            "optimisers": part("train_run", "Optimisers"),
+            "fine-tuning": part("train_run", "Fine-tuning 124M"),
             "tricks": part("tricks"),
         },
     }
@@ -45,20 +51,20 @@ def tables():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("vocabulary", nargs="?", default=ROOT.parent / "shared" / "gpt2-vocab")
+    parser.add_argument("shared", nargs="?", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--only", choices=["tables"], help="take the results that are there")
     args = parser.parse_args()
+    vocabulary, text = args.shared / "gpt2-vocab", args.shared / "data" / "tinyshakespeare.txt"
     with tempfile.TemporaryDirectory() as models:
         model = Path(models) / "124M-repeats"
-        for script in [] if args.only else (
-            ["peers.py", str(args.vocabulary), "--models", models], ["breakdown.py", str(model)],
-            ["tricks.py"], ["train_step.py"], ["encoder.py", str(args.vocabulary)],
+        for command in [] if args.only else (
+            ["peers.py", vocabulary, "--models", models],
+            ["peers.py", vocabulary, *SIZES],
+            ["breakdown.py", model], ["tricks.py"], ["train_step.py"],
+            ["train_run.py", text, "--model", model], ["encoder.py", vocabulary, text],
         ):
-            command = [sys.executable, str(ROOT / "benchmarks" / script[0]), *script[1:]]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            print(done.stdout, flush=True)
-            if script[0] == "encoder.py":  # the others write their results themselves
-                (RESULTS / "encoder.txt").write_text(done.stdout, encoding="utf-8")
+            command[0] = ROOT / "benchmarks" / command[0]
+            subprocess.run([sys.executable, *map(str, command)], check=True)
     tables()
 
 

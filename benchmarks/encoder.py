@@ -1,10 +1,11 @@
 """Speed of encoder.py next to tiktoken and tokenizers, whichever of them is installed.
 
-python benchmarks/encoder.py VOCABULARY_DIRECTORY [TEXT_FILE]
+    python benchmarks/encoder.py VOCABULARY_DIRECTORY [TEXT_FILE]
 
 All encode and decode the same texts on one thread, in turn, `--runs` times; the table gives the
 median in MB/s of UTF-8, and the last column says whether each peer's ids equal ours. "first" is
 a new encoder's first text, with no word seen before; all other columns are warm.
+Writes results/encoder.md.
 """
 
 import argparse
@@ -90,33 +91,36 @@ def main():
     loading = [seconds(room.get_encoder, args.directory)[0] for _ in range(args.runs)]
     ours = room.get_encoder(args.directory)
     found = peers(ours)
-    versions = [f"{package} {version(package)}" for package in ("regex", *list(found)[1:])]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(", ".join(versions))
-    print(f"loading {ours.n_vocab} tokens: {1e3 * statistics.median(loading):.0f} ms\n")
-
-    rows = [f"encode {name}" for name in found] + ["first"] + [f"decode {name}" for name in found]
-    print("MB/s            " + "".join(f"{row:>19}" for row in rows) + "   ids")
+    rows = [f"encode, {name}" for name in found]
+    rows[1:1] = ["encode, first"]
+    rows += [f"decode, {name}" for name in found]
+    lines = ["| MB/s | " + " | ".join(rows) + " | ids |", "| --- " * (len(rows) + 2) + "|"]
     for name, text in texts(args.english).items():
         size = len(text.encode()) / 1e6
         times = {row: [] for row in rows}
         ids, equal = ours.encode(text), True
         for _ in range(args.runs):
-            calls = {"first": (room.get_encoder(args.directory).encode, text)}
+            calls = {"encode, first": (room.get_encoder(args.directory).encode, text)}
             for peer, (encode, decode) in found.items():
-                calls[f"encode {peer}"], calls[f"decode {peer}"] = (encode, text), (decode, ids)
+                calls[f"encode, {peer}"], calls[f"decode, {peer}"] = (encode, text), (decode, ids)
             for row, (function, argument) in calls.items():
                 if sum(times[row]) < 5:  # a cell that takes longer is not repeated
                     spent, result = seconds(function, argument)
                     times[row].append(spent)
                     equal &= result == ids or row.startswith("decode")
-        speeds = "".join(f"{size / statistics.median(times[row]):19.2f}" for row in rows)
-        print(f"{name:16}{speeds}   {'equal' if equal else 'DIFFERENT'}", flush=True)
-
+        speeds = [f"{size / statistics.median(times[row]):.1f}" for row in rows]
+        lines.append(f"| {name} | {' | '.join(speeds)} | {'equal' if equal else 'DIFFERENT'} |")
+    lines += ["", f"Loading {ours.n_vocab:,} tokens: {1e3 * statistics.median(loading):.0f} ms."]
     if args.english:
-        lines = Path(args.english).read_text(encoding="utf-8").splitlines(keepends=True)
-        spent = statistics.median(seconds(learn, lines)[0] for _ in range(args.runs))
-        print(f"\nlearning 1,024 merges from {args.english}: {spent:.2f} s")
+        english = Path(args.english).read_text(encoding="utf-8").splitlines(keepends=True)
+        spent = statistics.median(seconds(learn, english)[0] for _ in range(args.runs))
+        lines[-1] += f" Learning 1,024 merges from the English text: {spent:.2f} s."
+    versions = [f"{package} {version(package)}" for package in ("regex", *list(found)[1:])]
+    lines += ["", f"{platform.machine()}, {os.cpu_count()} cores, Python "
+              f"{platform.python_version()}, {', '.join(versions)}.", ""]
+    print("\n".join(lines))
+    results = Path(__file__).parent / "results" / "encoder.md"
+    results.write_text("\n".join(lines), encoding="utf-8")
 
 
 def learn(lines):

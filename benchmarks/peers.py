@@ -15,7 +15,7 @@ included. Prefill is the prompt up to the logits of its last position. Whole pro
 and peak resident memory (mapped weights included) of a fresh interpreter that completes a text by
 40 tokens. Tokens are compared with plain NumPy's. The floor is the time of the products of one
 row with every matrix of the model alone, by NumPy.
-Writes results/peers.md and results/peers.png.
+Writes results/NAME.md and results/NAME.png.
 """
 
 import argparse
@@ -52,8 +52,8 @@ OURS = {"NumPy plain": {"max_draft": 0}, "NumPy": {}}  # name -> options of gene
 # Models
 
 
-def make_model(directory, size, variant, vocabulary):
-    """Write a model of random weights as a Hugging Face directory, and for llama.cpp."""
+def make_model(directory, size, variant, vocabulary, kinds):
+    """Write a model of random weights as a Hugging Face directory, and as these kinds of GGUF."""
     import numpy as np
 
     from encoder import get_encoder
@@ -67,15 +67,14 @@ def make_model(directory, size, variant, vocabulary):
                "n_layer": n_layer, "layer_norm_epsilon": 1e-5, "eos_token_id": 50256}
     encoder = get_encoder(vocabulary)
     save_model(directory, hparams, params, encoder)
-    if all(map(find_spec, LLAMA)):
-        for kind in ("F32", "F16", "Q8_0"):
-            write_gguf(directory / f"{kind}.gguf", hparams, params, encoder, kind)
+    for kind in kinds:
+        write_gguf(directory / f"{kind}.gguf", hparams, params, encoder, kind)
 
 
-def convert(directory):
+def convert(directory, kinds):
     """Write the model once more, for CTranslate2."""
-    from ctranslate2.converters import TransformersConverter
-    for kind in ("float32", "int8"):
+    for kind in kinds:
+        from ctranslate2.converters import TransformersConverter
         TransformersConverter(str(directory)).convert(str(directory / kind), quantization=kind)
 
 
@@ -382,18 +381,19 @@ def picture(path, measured, n):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(len(measured), figsize=(8, 0.7 + 3 * len(measured)), squeeze=False)
+    fig, axes = plt.subplots(len(measured), figsize=(8, 0.7 + 3 * len(measured)), squeeze=False,
+                             sharex=True)
     for ax, (title, (results, floor_seconds)) in zip(axes[:, 0], measured.items()):
         names = list(results)[::-1]
         speeds = [n / median(results[name]["decode"][n]) for name in names]
         bars = ax.barh(names, speeds, color=["tab:blue" if name in OURS else "tab:gray"
                                              for name in names])
-        ax.bar_label(bars, fmt="%.0f", padding=3)
-        ax.axvline(1 / floor_seconds, color="tab:red", linestyle="--",
-                   label="float32 weights read once a token")
-        ax.set_title(f"{title}: tokens per second, {n} greedy tokens")
-        ax.legend(loc="lower right")
+        ax.axvline(1 / floor_seconds, color="tab:red", linestyle="--")
+        for label in ax.bar_label(bars, fmt="%.0f", padding=3):
+            label.set_bbox({"color": "white", "pad": 1})
+        ax.set_title(f"{title}: {n} greedy tokens")
         ax.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("tokens a second; dashed: float32 weights read once a token")
     fig.tight_layout()
     fig.savefig(path, dpi=120)
 
@@ -424,6 +424,7 @@ def main():
                         help=f"of {', '.join([*OURS, *PEERS])} (all)")
     parser.add_argument("--models", type=Path, help="keep the models here (a temporary directory)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="peers", help="of the results' files (peers)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true",
                         help="one round, less of each; prints and writes no file")
@@ -439,9 +440,13 @@ def main():
             for variant in args.variants.split(","):
                 directory = (args.models or Path(temporary)) / f"{size}-{variant}"
                 if not (directory / "model.safetensors").is_file():
-                    run_worker("make", directory, size, variant, str(args.vocabulary))
-                    if all(map(find_spec, CT2)):
-                        run_worker("convert", directory)
+                    kinds = {"llama.cpp": [], "CTranslate2": []}
+                    for method in methods(args.methods):
+                        name, _, kind = method.partition(" ")
+                        kinds.get(name, []).append(kind)
+                    run_worker("make", directory, size, variant, str(args.vocabulary),
+                               kinds["llama.cpp"])
+                    run_worker("convert", directory, kinds["CTranslate2"])
                 print(f"{size}, {variant}", file=sys.stderr, flush=True)
                 measured[f"{size}, {variant}"] = measure(
                     directory, args, with_prefill=variant == args.variants.split(",")[0])
@@ -455,9 +460,9 @@ def main():
     if not args.quick:
         results = ROOT / "benchmarks" / "results"
         results.mkdir(exist_ok=True)
-        (results / "peers.md").write_text("\n".join(lines), encoding="utf-8")
+        (results / f"{args.name}.md").write_text("\n".join(lines), encoding="utf-8")
         if find_spec("matplotlib"):
-            picture(results / "peers.png", measured, args.decode[-1])
+            picture(results / f"{args.name}.png", measured, args.decode[-1])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -84,6 +85,13 @@ def tricks():
            lambda: full_attention(*qkv), lambda: gpt2.attention(*qkv))
     yield ("attention of 1000 tokens: scores as [keys, queries], too",
            lambda: gpt2.attention(*qkv), lambda: keys_first_attention(*qkv))
+    pool = ThreadPoolExecutor(2)
+
+    def threaded_attention():
+        heads = [qkv[:, i:i + 3] for i in range(0, 12, 3)]
+        return np.concatenate(list(pool.map(lambda part: gpt2.attention(*part), heads)))
+    yield ("attention of 1000 tokens: its heads on two threads, too",
+           lambda: gpt2.attention(*qkv), threaded_attention)
     for n_in, n_out in (768, 3072), (3072, 768):
         stored = layers(n_in, n_out)
         turned = [np.ascontiguousarray(w.T) for w in stored]
