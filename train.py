@@ -348,7 +348,7 @@ def open_run(args):
     saved = read_safetensors(checkpoint) if checkpoint.exists() else None
     if saved:
         run = json.loads(bytes(saved["run"]))
-        if changed := [k for k, v in settings(args).items() if run["settings"][k] != v]:
+        if changed := [k for k, v in settings(args).items() if run["settings"].get(k) != v]:
             raise ValueError(f"{out}: --resume needs the same {', '.join(changed)} as before")
     else:
         run = {"settings": settings(args), "step": 0, "seconds": 0.0, "best": math.inf, "log": []}

@@ -3,7 +3,9 @@
     python benchmarks/breakdown.py MODEL_DIRECTORY
 
 Medians of --rounds. Start-up is measured in fresh interpreters, with the files in the file cache;
-the rest in this one. "Floor" is one row times every matrix of the model, and nothing else.
+the rest in this one. "Floor" is one row times every matrix of the model, and nothing else; "calls"
+is a token of a model with as many layers and heads, but one number a head: what remains of a token
+when there is nothing to compute.
 Writes results/breakdown.md.
 """
 
@@ -76,8 +78,18 @@ def decoding(params, n_head, rounds, positions):
 
     cache = gpt2.new_cache(params, n_head, max(positions) + 32)
     cache[...] = 0.1
-    times = {position: [] for position in ("floor", *positions)}
+    from train import init_params  # after NumPy: it asks for a BLAS of one thread
+
+    n_layer = len(params["blocks"])
+    narrow = init_params(64, len(params["wpe"]), n_head, n_layer, np.random.default_rng(0))
+    narrow_cache = gpt2.new_cache(narrow, n_head, 8)
+
+    def calls():
+        gpt2.gpt2([5], **narrow, n_head=n_head, cache=narrow_cache, n_past=1, n_logits=1)
+
+    times = {position: [] for position in ("calls", "floor", *positions)}
     for _ in range(rounds):
+        times["calls"].append(timed(calls, 30))
         times["floor"].append(timed(products, 3))
         for n in positions:
             times[n].append(timed(lambda n=n: gpt2.gpt2(
@@ -108,7 +120,7 @@ def main():
     n_ctx = hparams["n_ctx"]
     positions = [n for n in (1, 50, 200, 500, 990) if n + 32 <= n_ctx]
     found = decoding(params, hparams["n_head"], args.rounds, positions)
-    floor = found[0][1]
+    floor = dict(found)["floor"]
     lines += ["", "### A token by its position", "", "| position | ms | of the floor |",
               "| --- | --- | --- |"]
     lines += [f"| {n} | {s * 1e3:.2f} | {s / floor:.2f} |" for n, s in found]
