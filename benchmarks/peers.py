@@ -389,7 +389,7 @@ def picture(path, measured, n):
         bars = ax.barh(names, speeds, color=["tab:blue" if name in OURS else "tab:gray"
                                              for name in names])
         ax.axvline(1 / floor_seconds, color="tab:red", linestyle="--")
-        for label in ax.bar_label(bars, fmt="%.0f", padding=3):
+        for label in ax.bar_label(bars, fmt="%.3g", padding=3):
             label.set_bbox({"color": "white", "pad": 1})
         ax.set_title(f"{title}: {n} greedy tokens")
         ax.spines[["top", "right"]].set_visible(False)

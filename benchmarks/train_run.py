@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-RATES = {"muon": ("4e-3",), "adamw": ("1e-3", "2e-3", "4e-3")}
+RATES = {"muon": ("4e-3",), "adamw": ("5e-4", "1e-3", "2e-3")}
 
 
 def run(*arguments):

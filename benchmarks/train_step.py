@@ -6,7 +6,9 @@ Each side runs in a process of its own, so that its thread settings are its own;
 a group of steps each, and the first step of a group is not counted. Both do AdamW (weight decay
 on matrices) after clipping the gradient to norm 1, without dropout, and start from the same
 weights: the losses of the same step are compared, so that a fast wrong step is noticed. PyTorch
-is eager, with its fused attention and its fused AdamW. Writes results/train_step.md.
+is eager, with its fused attention and its fused AdamW. "Products alone" is what NumPy takes for the
+matrix products of a step's linear layers, forward and backward, and nothing else.
+Writes results/train_step.md.
 """
 
 import argparse
@@ -51,6 +53,29 @@ def numpy_side(shape, threads):
     hparams = {"n_head": shape[1], "layer_norm_epsilon": EPS}
     args = SimpleNamespace(optimizer="adamw", weight_decay=DECAY, dropout=0, seed=0)
     return lambda step: train.train_step(pool, state, ids(step), step, LR, hparams, args)
+
+
+def products_side(shape, threads):
+    """A step's products of matrices alone, a share of the batch on each thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    import train
+    params, _ = start_side(shape)
+    _, _, n_embd, n_ctx, batch, _ = shape
+    weights = [w for name, w in train.flatten(params).items() if train.kind(name, w) == 0]
+    weights.append(params["wte"].T)
+    x = np.ones((batch * n_ctx // threads, 4 * n_embd), np.float32)
+    pool = ThreadPoolExecutor(threads)
+
+    def work(_):
+        for w in weights:
+            x_in, dy = x[:, : w.shape[0]], x[:, : w.shape[1]]
+            x_in @ w, dy @ w.T, x_in.T @ dy
+        return 0.0
+
+    return lambda step: sum(pool.map(work, range(threads)))
 
 
 def torch_side(shape, threads):
@@ -119,7 +144,7 @@ def torch_side(shape, threads):
     return take
 
 
-SIDES = {"numpy": numpy_side, "torch": torch_side}
+SIDES = {"numpy": numpy_side, "torch": torch_side, "products": products_side}
 
 
 def serve(side, shape, threads):
@@ -169,7 +194,8 @@ def compare(name, threads, rounds):
           f"{theirs / ours:.2f}; losses at most {apart:.1e} apart", flush=True)
     n_layer, n_head, n_embd, *_ = SHAPES[name]
     return (f"| {name} ({n_layer}, {n_head}, {n_embd}, {n_ctx}, {batch}) | {ours * 1e3:.1f} "
-            f"| {theirs * 1e3:.1f} | {theirs / ours:.2f} | {batch * n_ctx / ours:,.0f} "
+            f"| {theirs * 1e3:.1f} | {theirs / ours:.2f} "
+            f"| {median(seconds['products']) * 1e3:.1f} | {batch * n_ctx / ours:,.0f} "
             f"| {apart:.1e} in {len(losses['numpy'])} steps |")
 
 
@@ -185,7 +211,8 @@ def main():
         return serve(args.worker, SHAPES[args.shapes], args.threads)
     from peers import machine
     head = ["| parameters (n_layer, n_head, n_embd, n_ctx, batch) | NumPy ms | PyTorch ms "
-            "| speed of NumPy / PyTorch | tokens/s | losses apart |", "|---|---|---|---|---|---|"]
+            "| speed of NumPy / PyTorch | products alone ms | tokens/s | losses apart |",
+            "|---|---|---|---|---|---|---|"]
     rows = [compare(name, args.threads, 2 if args.quick else args.rounds)
             for name in args.shapes.split(",")]
     text = "\n".join(["One training step, median; see benchmarks/train_step.py for the method.",
