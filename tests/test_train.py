@@ -229,6 +229,16 @@ def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
     assert (out / weights).read_bytes() == (unbroken[0] / weights).read_bytes()
 
 
+def test_a_run_ends_on_the_text_as_it_is(text, tmp_path, monkeypatch):
+    left, batch, out = [], train.batch, tmp_path / "out"
+    watched = lambda ids, *rest: left.append(len(ids)) or batch(ids, *rest)  # noqa: E731
+    monkeypatch.setattr(train, "batch", watched)
+    assert train.main([str(text), "--out", str(out), *SMALL, "--merge_dropout", "0.5"]) == 0
+    n = 0.9 * len(get_encoder(out).encode(text.read_text(encoding="utf-8")))
+    assert left[0] > train.COPIES * n and left == sorted(left, reverse=True)
+    assert n * 0.99 < left[-1] < 2 * n  # after 39 of 40 steps
+
+
 def test_evaluate_agrees_with_gpt2(unbroken, text, tmp_path):
     part = tmp_path / "part"
     part.write_text(text.read_text(encoding="utf-8")[-2000:], encoding="utf-8")
