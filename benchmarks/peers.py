@@ -73,8 +73,8 @@ def make_model(directory, size, variant, vocabulary, kinds):
 
 def convert(directory, kinds):
     """Write the model once more, for CTranslate2."""
+    from ctranslate2.converters import TransformersConverter
     for kind in kinds:
-        from ctranslate2.converters import TransformersConverter
         TransformersConverter(str(directory)).convert(str(directory / kind), quantization=kind)
 
 
@@ -446,7 +446,8 @@ def main():
                         kinds.get(name, []).append(kind)
                     run_worker("make", directory, size, variant, str(args.vocabulary),
                                kinds["llama.cpp"])
-                    run_worker("convert", directory, kinds["CTranslate2"])
+                    if kinds["CTranslate2"]:
+                        run_worker("convert", directory, kinds["CTranslate2"])
                 print(f"{size}, {variant}", file=sys.stderr, flush=True)
                 measured[f"{size}, {variant}"] = measure(
                     directory, args, with_prefill=variant == args.variants.split(",")[0])

@@ -231,7 +231,11 @@ def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
 
 def test_a_run_ends_on_the_text_as_it_is(text, tmp_path, monkeypatch):
     left, batch, out = [], train.batch, tmp_path / "out"
-    watched = lambda ids, *rest: left.append(len(ids)) or batch(ids, *rest)  # noqa: E731
+
+    def watched(ids, *rest):
+        left.append(len(ids))
+        return batch(ids, *rest)
+
     monkeypatch.setattr(train, "batch", watched)
     assert train.main([str(text), "--out", str(out), *SMALL, "--merge_dropout", "0.5"]) == 0
     n = 0.9 * len(get_encoder(out).encode(text.read_text(encoding="utf-8")))
