@@ -47,7 +47,7 @@ def download(url, target, sha256=None, token=""):
     while not target.exists():
         try:
             commit = receive(url, target, sha256, token)
-        except (requests.RequestException, Fault) as error:
+        except (requests.RequestException, ValueError, Fault) as error:  # ValueError: no address
             fault = error if isinstance(error, Fault) else describe(error)
             there = bytes_there(target)
             tries = fault.tries + (0 if there > furthest else tries)

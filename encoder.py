@@ -238,19 +238,23 @@ def learn_bpe(chunks, vocab_size):
         where = defaultdict(set)
         for w in found_in:
             ids, n = words[w]
-            i = 0
-            while i < len(ids) - 1:
-                if ids[i] == a and ids[i + 1] == b:
-                    ids[i : i + 2] = [new]
-                    if i > 0:
-                        count[ids[i - 1], a] -= n
-                        count[ids[i - 1], new] += n
-                        where[ids[i - 1], new].add(w)
-                    if i < len(ids) - 1:
-                        count[b, ids[i + 1]] -= n
-                        count[new, ids[i + 1]] += n
-                        where[new, ids[i + 1]].add(w)
-                i += 1
+            merged, i = [], 0
+            while i < len(ids):
+                if ids[i] != a or i + 1 == len(ids) or ids[i + 1] != b:
+                    merged.append(ids[i])
+                    i += 1
+                    continue
+                if merged:
+                    count[merged[-1], a] -= n
+                    count[merged[-1], new] += n
+                    where[merged[-1], new].add(w)
+                if i + 2 < len(ids):
+                    count[b, ids[i + 2]] -= n
+                    count[new, ids[i + 2]] += n
+                    where[new, ids[i + 2]].add(w)
+                merged.append(new)
+                i += 2
+            words[w] = merged, n
         for pair in where:
             heapq.heappush(heap, (-count[pair], pair, where[pair]))
     return Encoder(encoder, list(merges))
@@ -348,13 +352,15 @@ def read_tokenizer(path):
 
 
 def save_encoder(encoder, directory):
-    """Write vocab.json and merges.txt, and added_tokens.json if there are any."""
+    """Write vocab.json and merges.txt, and added_tokens.json if and only if there are any."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     merges = "".join(f"{a} {b}\n" for a, b in encoder.merges)
     texts = {"vocab.json": json.dumps(encoder.encoder), "merges.txt": f"#version: 0.2\n{merges}"}
     if encoder.added:
         texts["added_tokens.json"] = json.dumps(encoder.added)
+    else:
+        (directory / "added_tokens.json").unlink(missing_ok=True)
     for name, text in texts.items():
         with write_atomic(directory / name) as file:
             file.write(text.encode())

@@ -50,6 +50,9 @@ for _size in SIZES:  # one vocabulary for all of them, under two names
 def fetch(name, repo, revision, directory):
     """Put a whole model into directory; ValueError (no such model) or OSError, in one line."""
     stage, faults, began = directory / "incomplete", [], time.monotonic()
+    if not re.fullmatch("[!-~]*", hub_token()):
+        raise ValueError("HF_TOKEN holds more than the plain letters and signs of a token: set it "
+                         "again, or unset it")
     sources = [("HF_ENDPOINT", "https://huggingface.co", from_hub)]
     if name in SIZES:
         sources.append(("GPT2_OPENAI_URL",
@@ -58,7 +61,7 @@ def fetch(name, repo, revision, directory):
         if holds_model(directory):  # another process has just fetched it
             return
         for variable, base, source in sources:
-            base = os.environ.get(variable, base).rstrip("/")
+            base = (os.environ.get(variable) or base).rstrip("/")
             say(f"fetching {name} from {base} to {directory}")
             stage.mkdir(exist_ok=True)
             try:
@@ -104,9 +107,9 @@ def lock(directory):
         with contextlib.suppress(OSError):  # on Windows, where an open file stays
             os.remove(path)
         file.close()
-        with contextlib.suppress(OSError):  # where anything has been kept, these stay
-            (directory / "incomplete").rmdir()
-            directory.rmdir()
+        for emptied in directory / "incomplete", directory:
+            with contextlib.suppress(OSError):  # where anything has been kept, they stay
+                emptied.rmdir()
 
 
 def try_lock(path):
@@ -132,6 +135,10 @@ def try_lock(path):
     return None
 
 
+def hub_token():
+    return os.environ.get("HF_TOKEN", "").strip()
+
+
 def from_hub(base, name, repo, revision, stage):
     """Put config, vocabulary and weights of one commit of a repository into stage.
 
@@ -139,11 +146,12 @@ def from_hub(base, name, repo, revision, stage):
     """
     def get(file):
         return download(f"{base}/{repo}/resolve/{commit}/{file}", stage / file,
-                        SHA256.get(f"{name}/{file}"), os.environ.get("HF_TOKEN", "").strip())
+                        SHA256.get(f"{name}/{file}"), hub_token())
 
     commit, source = revision, stage / "source.json"
-    if source.exists() and read_json(source)["asked"] == [repo, revision]:
-        commit = read_json(source)["commit"]
+    known = read_json(source) if source.exists() else {}
+    if known.get("asked") == [repo, revision] and isinstance(known.get("commit"), str):
+        commit = known["commit"]
     else:
         with contextlib.suppress(FileNotFoundError):
             os.remove(stage / "config.json")
@@ -155,6 +163,9 @@ def from_hub(base, name, repo, revision, stage):
     try:
         get("vocab.json")
         get("merges.txt")
+        if name not in SIZES:  # whose files are known
+            with contextlib.suppress(Missing):
+                get("added_tokens.json")
     except Missing:
         get("tokenizer.json")
     try:
@@ -183,9 +194,10 @@ def install(stage, directory):
     check_space(directory, 4 * sum(x.size for x in flatten(params).values()))
     for old, new in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt"),
                      ("vocab.json", "vocab.json"), ("merges.txt", "merges.txt"),
+                     ("added_tokens.json", "added_tokens.json"),
                      ("tokenizer.json", "tokenizer.json"), ("source.json", "source.json")):
         if (stage / old).exists():
             with write_atomic(directory / new) as file:
                 file.write((stage / old).read_bytes())
     write_config(directory, hparams_of(config, encoder), params)
-    write_weights(directory, params)
+    write_weights(directory / "model.safetensors", params)

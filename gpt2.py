@@ -146,13 +146,15 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):  # [n_vocab] -> 
     softmax(logits / temperature); the top_k most likely tokens (and those equal to the last of
     them), 0: all; of these the fewest that have together top_p (Holtzman et al. 2020).
     """
-    logits = (logits.astype(np.float64) - logits.max()) / temperature
+    with np.errstate(over="ignore"):  # to -inf, at a temperature near 0
+        logits = (logits.astype(np.float64) - logits.max()) / temperature
     if 0 < top_k < len(logits):
         logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf
     p = softmax(logits)
     if top_p < 1:
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]  # what the more likely tokens have together
+        before[0] = -1  # the first one stays
         p[order[before >= top_p]] = 0
         p /= p.sum()
     return p
@@ -160,8 +162,11 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):  # [n_vocab] -> 
 
 def choose(logits, rng, temperature=0.0, top_k=0, top_p=1.0):  # [n_vocab] -> id
     """The most likely token at temperature 0, else one drawn with one random number."""
+    best = int(logits.argmax())
+    if not math.isfinite(logits[best]):  # argmax finds a NaN, too
+        raise ValueError("the model's logits are not finite: its weights are damaged")
     if temperature == 0:
-        return int(logits.argmax())
+        return best
     total = np.cumsum(probabilities(logits, temperature, top_k, top_p))
     return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
 
@@ -294,7 +299,7 @@ def parse_arguments(argv):
     add("--verbose", action="store_true",
         help="ids, times, speeds, tokens per pass and memory on standard error")
     args = parser.parse_args(argv)
-    if args.perplexity and args.prompt is not None:
+    if args.perplexity is not None and args.prompt is not None:
         parser.error("--perplexity measures a file and takes no prompt")
     return parser, args
 
@@ -304,7 +309,9 @@ def number(kind, low, high=math.inf):
 
     def parse(text):
         value = kind(text)
-        if not low <= value <= high or value == math.inf:
+        if value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not finite")
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(
                 f"{text} is not {'at least' if high == math.inf else 'between'} {low}"
                 + (f" and {high}" if high < math.inf else "")
@@ -317,6 +324,20 @@ def number(kind, low, high=math.inf):
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
+
+
+def open_streams():
+    """UTF-8 and plain line breaks on every system; a stream that was closed leads nowhere."""
+    for name in "stdin", "stdout", "stderr":
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
+    sys.stdout.reconfigure(newline="\n")
+
+
+def drop_output():
+    """After a broken pipe: what is left in the buffer must not break it again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def prompts(args):
@@ -385,11 +406,15 @@ def measure(path, encoder, hparams, params, stride):
     from tqdm import tqdm
 
     n_ctx, nats, n_targets, n_bytes = hparams["n_ctx"], 0.0, 0, 0
+    if n_ctx < 2:
+        raise ValueError("a context of one token predicts nothing: perplexity needs two")
     todo = list(windows(len(ids), n_ctx, min(stride or n_ctx // 2, n_ctx)))
     for window in tqdm(todo, unit="window", disable=None):
         nats += window_nats(ids, window, params, hparams["n_head"], hparams["layer_norm_epsilon"])
         targets = ids[window[1] : window[2]]
         n_targets, n_bytes = n_targets + len(targets), n_bytes + len(encoder.decode_bytes(targets))
+    if not math.isfinite(nats):
+        raise ValueError("the model's logits are not finite: its weights are damaged")
     print(f"tokens          {n_targets}")
     print(f"nats per token  {nats / n_targets:.4f}")
     print(f"perplexity      {math.exp(min(nats / n_targets, 700)):.2f}")
@@ -427,7 +452,7 @@ def run(parser, args):
     except UnknownModel as error:
         parser.error(str(error))
     loaded = time.perf_counter() - start
-    if args.perplexity:
+    if args.perplexity is not None:
         return measure(args.perplexity, *model, args.stride)
     for prompt in prompts(args):
         result = complete(prompt, *model, args)
@@ -437,17 +462,16 @@ def run(parser, args):
 
 def main(argv=None):
     """Run the command; -> exit status: 0, 1 if something is wrong, 2 wrong usage, 130 Ctrl-C."""
-    parser, args = parse_arguments(argv)
-    for stream in sys.stdin, sys.stdout, sys.stderr:
-        stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        run(parser, args)
+        open_streams()
+        run(*parse_arguments(argv))
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         say("")
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
     except (ValueError, OSError) as error:
         say(f"gpt2.py: error: {error}")

@@ -52,9 +52,10 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps=1e-5):  # [n] ids -> [n, n_
 
 def generate(inputs, params, n_head, n_tokens, eps=1e-5, eos=None):  # ids -> iterator of ids
     ids, n_ctx = list(inputs), len(params["wpe"])
+    half = max(1, n_ctx // 2)
     for _ in range(n_tokens):
         # Past the context the window jumps by half of it, so that gpt2.py can keep its cache.
-        start = -(-max(0, len(ids) - n_ctx) // (n_ctx // 2)) * (n_ctx // 2)
+        start = -(-max(0, len(ids) - n_ctx) // half) * half
         ids.append(int(gpt2(ids[start:], **params, n_head=n_head, eps=eps)[-1].argmax()))
         if ids[-1] == eos:
             return
@@ -71,12 +72,17 @@ if __name__ == "__main__":
     parser.add_argument("--models_dir", default="models")
     args = parser.parse_args()
     try:
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         encoder, hparams, params = load_encoder_hparams_and_params(
             args.model_size, args.models_dir
         )
+        eps, eos = hparams["layer_norm_epsilon"], hparams["eos_token_id"]
+        inputs = encoder.encode(args.prompt)[-hparams["n_ctx"] :] or [eos]
+        if inputs == [None]:
+            raise ValueError("an empty prompt needs a model with <|endoftext|>: give a prompt")
+        ids = generate(inputs, params, hparams["n_head"], args.n_tokens_to_generate, eps, eos)
+        print(encoder.decode(list(ids)), flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"gpt2_pico.py: error: {error}")
-    eps, eos = hparams["layer_norm_epsilon"], hparams["eos_token_id"]
-    inputs = encoder.encode(args.prompt)[-hparams["n_ctx"] :] or [eos]
-    ids = generate(inputs, params, hparams["n_head"], args.n_tokens_to_generate, eps, eos)
-    print(encoder.decode(list(ids)))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -26,7 +26,7 @@ REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*))?"  # o
 # Keys absent from config.json take transformers' defaults. Of FIXED, another value than the ones
 # here is another model, and the first one is the default.
 DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
-            "n_inner": None, "layer_norm_epsilon": 1e-5, "eos_token_id": 50256,
+            "n_inner": None, "layer_norm_epsilon": 1e-5, "eos_token_id": None,
             "tie_word_embeddings": True}
 FIXED = {"model_type": ("gpt2",),
          "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # the tanh form
@@ -84,10 +84,11 @@ def find_cached(repo, revision):
     with contextlib.suppress(OSError, UnicodeDecodeError):
         revision = (cache / "refs" / revision).read_text(encoding="ascii").strip()
     directory = cache / "snapshots" / revision
-    pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
-    vocabulary = pair or (directory / "tokenizer.json").is_file()
-    config = (directory / "config.json").is_file()
-    return directory if vocabulary and config and holds_model(directory) else None
+    with contextlib.suppress(OSError):  # what cannot be read is not there
+        pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
+        vocabulary = pair or (directory / "tokenizer.json").is_file()
+        config = (directory / "config.json").is_file()
+        return directory if vocabulary and config and holds_model(directory) else None
 
 
 def holds_model(directory):
@@ -116,7 +117,8 @@ def hparams_of(config, encoder):
     return {"n_vocab": config["vocab_size"], "n_ctx": config["n_positions"],
             **{name: config[name] for name in ("n_embd", "n_head", "n_layer")},
             "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
-            "eos_token_id": config["eos_token_id"] if encoder.eot is None else encoder.eot}
+            "eos_token_id": encoder.eot if config["eos_token_id"] is None
+            else config["eos_token_id"]}
 
 
 def read_model(directory):
@@ -276,12 +278,17 @@ def flatten(params, name=""):
 
 
 def save_model(directory, hparams, params, encoder, dtype="float32"):
-    """Write a directory that transformers opens as well; the weights last, each file whole."""
+    """Write a directory that transformers opens as well; nothing is replaced before all fits."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_encoder(encoder, directory)
-    write_config(directory, hparams, params, dtype)
-    write_weights(directory, params, dtype)
+    new = directory / "model.safetensors.new"
+    try:
+        write_weights(new, params, dtype)
+        save_encoder(encoder, directory)
+        write_config(directory, hparams, params, dtype)
+        os.replace(new, directory / "model.safetensors")
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def write_config(directory, hparams, params, dtype="float32"):
@@ -297,6 +304,6 @@ def write_config(directory, hparams, params, dtype="float32"):
         file.write(json.dumps(config, indent=2).encode() + b"\n")
 
 
-def write_weights(directory, params, dtype="float32"):
+def write_weights(path, params, dtype="float32"):
     tensors = {f"transformer.{name}": x for name, x in flatten(params).items()}
-    write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"}, dtype)
+    write_safetensors(path, tensors, {"format": "pt"}, dtype)

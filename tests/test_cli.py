@@ -84,18 +84,31 @@ def test_sampling_is_repeated_by_its_seed(models_dir, tiny):
         tiny, "low", 40, temperature=1.0, seed=3) + b"\n"
 
 
+def test_the_likeliest_token_always_stays(models_dir, tiny):
+    for odd in ["--temperature", "1", "--top_p", "0"], ["--temperature", "1e-320"]:
+        done = run(models_dir, "low", "--n_tokens_to_generate", "12", *odd)
+        assert (done.stdout, done.stderr) == (expected(tiny, "low", 12) + b"\n", b"")
+
+
 def test_ends_at_end_of_text(models_dir, tiny, tmp_path):
     encoder, hparams, params = tiny
     ids = list(gpt2.generate(encoder.encode("low"), params, hparams["n_head"], 20))
     stop = next(i for n, i in enumerate(ids) if n > 2 and i not in ids[:n])
-    save_model(tmp_path / "ends", hparams, params, encoder)
+    until_stop = encoder.decode(ids[: ids.index(stop)]).encode() + b"\n"
+    save_model(tmp_path / "ends", {**hparams, "eos_token_id": stop}, params, encoder)
+    ends = [tmp_path, "low", "--n_tokens_to_generate", "20"]
+    assert run(*ends, model="ends").stdout == until_stop  # what config.json says goes first
+    path = tmp_path / "ends" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["eos_token_id"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert run(*ends, model="ends").stdout != until_stop
     path = tmp_path / "ends" / "vocab.json"  # the same ids, but `stop` is <|endoftext|> now
     vocabulary = json.loads(path.read_text(encoding="utf-8"))
     spelled = next(token for token, i in vocabulary.items() if i == stop)
     vocabulary |= {spelled: 0, "<|endoftext|>": stop}
     path.write_text(json.dumps(vocabulary), encoding="utf-8")
-    done = run(tmp_path, "low", "--n_tokens_to_generate", "20", model="ends")
-    assert done.stdout == encoder.decode(ids[: ids.index(stop)]).encode() + b"\n"
+    assert run(*ends, model="ends").stdout == until_stop
 
 
 def test_long_texts_say_so_once(models_dir, tiny):
@@ -142,6 +155,7 @@ def test_perplexity_is_that_of_the_uncached_model(models_dir, tiny, tmp_path):
     (["x", "--n_tokens_to_generate", "-1"], ["n_tokens_to_generate", "-1"]),
     (["x", "--temperature", "warm"], ["temperature", "warm"]),
     (["x", "--temperature", "nan"], ["temperature", "nan"]),
+    (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
     (["x", "--top_p", "1.5"], ["top_p", "1.5"]),
     (["x", "--top_k", "0"], ["top_k"]),
     (["x", "--n_tokens", "many"], ["many"]),
@@ -175,6 +189,33 @@ def test_what_goes_wrong_is_1_and_one_line(models_dir, tiny, tmp_path):
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors" in fails("x", model="cut", models=tmp_path)
+    assert "No such file" in fails("--perplexity", "")
+    damaged = {**tiny[2], "ln_f": {**tiny[2]["ln_f"], "b": np.full(16, np.nan, np.float32)}}
+    save_model(tmp_path / "nan", tiny[1], damaged, tiny[0])
+    (tmp_path / "text").write_text(TEXT)
+    for args in ["x"], ["x", "--seed", "1"], ["--perplexity", str(tmp_path / "text")]:
+        assert "not finite" in fails(*args, model="nan", models=tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX can close a stream before the start")
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_closed_stream_leads_nowhere(stream, models_dir, tiny):
+    done = subprocess.run(command(models_dir, "low", "--n_tokens_to_generate", "12"),
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
+                          preexec_fn=lambda: os.close(stream))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (expected(tiny, "low", 12) + b"\n" if stream != 1 else b"")
+
+
+def test_the_short_way_fails_in_one_line(models_dir, tiny, tmp_path):
+    save_model(tmp_path / "odd", {**tiny[1], "eos_token_id": None}, tiny[2], tiny[0])
+    vocabulary = tmp_path / "odd" / "vocab.json"
+    vocabulary.write_text(vocabulary.read_text().replace("<|endoftext|>", "<|other|>"))
+    for script in "gpt2_pico.py", "gpt2.py":
+        done = run(tmp_path, "", script=script, model="odd")
+        assert done.returncode == 1 and done.stdout == b""
+        assert done.stderr.decode().startswith(f"{script}: error: an empty prompt")
+        assert done.stderr.count(b"\n") == 1
 
 
 def test_closed_pipe_ends_quietly(models_dir):

@@ -230,6 +230,8 @@ def test_save_without_merges_and_with_added_tokens(tmp_path):
     assert again.merges == [] and again.added == added and again.n_vocab == 260
     assert again.encode("<é><x y><é>z") == [258, 257, 259]
     assert again.decode(again.encode("a<x y>é<é>")) == "a<x y>é<é>"
+    save_encoder(plain, tmp_path)
+    assert get_encoder(tmp_path).added == {}
 
 
 def test_save_fails_whole(small, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from test_tf_checkpoint import mutate
 
 import tensor_file
 import utils
+from encoder import learn_bpe
 
 ROOT = Path(__file__).parent.parent
 OPENAI = Path(__file__).parent / "golden" / "tf_gpt2"
@@ -44,6 +45,17 @@ def configure(directory, **keys):
     config = json.loads((directory / "config.json").read_text()) | keys
     config = {name: value for name, value in config.items() if value != "absent"}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def test_a_save_that_fails_replaces_nothing(directory, monkeypatch):
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    _, hparams, params = utils.load_model(directory)
+    encoder = learn_bpe(["other words"], 257)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(tensor_file, "raw_bytes", lambda x, dtype: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="model.safetensors"):
+        utils.save_model(directory, hparams, params, encoder)
+    assert before == {path: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_save_and_load(directory, tmp_path):
@@ -149,7 +161,7 @@ def test_config_defaults(tmp_path):
     config = utils.read_config(tmp_path / "config.json")
     assert config == {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12,
                       "n_layer": 12, "n_inner": 3072, "layer_norm_epsilon": 1e-5,
-                      "eos_token_id": 50256, "tie_word_embeddings": True}
+                      "eos_token_id": None, "tie_word_embeddings": True}
     (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24, "eos_token_id": [1, 2]}')
     config = utils.read_config(tmp_path / "config.json")
     assert config["n_positions"] == 64 and config["n_inner"] == 96
