@@ -13,15 +13,15 @@ for _library in ("OPENBLAS_NUM", "MKL_NUM", "OMP_NUM", "VECLIB_MAXIMUM"):
     os.environ.setdefault(f"{_library}_THREADS", "1")  # has to stand before NumPy is imported
 
 import argparse
+import contextlib
 import csv
 import json
 import math
 import re
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,13 @@ from tqdm import tqdm
 import gpt2
 from backward import cross_entropy, gpt2_backward, gpt2_forward
 from encoder import Encoder, get_encoder, learn_bpe, save_encoder
+from gpt2 import say
 from tensor_file import read_safetensors, write_atomic, write_safetensors
 from utils import flatten, load_encoder_hparams_and_params, nest, save_model
 
 SHAPE = {"vocab_size": 2048, "n_layer": 6, "n_head": 4, "n_embd": 256, "n_ctx": 256}
+FIXED = ("text", "val_fraction", "lowercase", "stopwords", "merge_dropout", "init_from", "dtype",
+         "seed", "optimizer", *SHAPE)  # what --resume may not change
 PIECE = 2**16  # numbers of a flat vector that the optimiser takes at a time: they stay in cache
 MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
 COPIES = 16  # of the text, each cut into other tokens, with --merge_dropout
@@ -89,10 +92,11 @@ def encode_files(parts, encoder, file, **options):
     dtype, n_ids, n_chars = id_type(encoder), 0, 0
     for i, part in enumerate(parts):
         if i and encoder.eot is not None:
-            n_ids += np.array([encoder.eot], dtype).tofile(file) or 1
+            n_ids += 1
+            file.write(dtype(encoder.eot).tobytes())
         for text in read_text(*part, **options):
             ids = np.array(encoder.encode(text), dtype)
-            ids.tofile(file)
+            file.write(ids.tobytes())
             n_ids, n_chars = n_ids + len(ids), n_chars + len(text)
     return n_ids, n_chars
 
@@ -112,7 +116,7 @@ def segmentations(encoder, share, rng):
 
 def read_stopwords(path):
     try:
-        return Path(path).read_text(encoding="utf-8").split() if path else ()
+        return Path(path).read_text(encoding="utf-8-sig").split() if path else ()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): convert the file") from None
 
@@ -237,11 +241,13 @@ def batch(tokens, step, n, args):
 
 def evaluate(pool, params, ids, hparams, length, stride, roughly=False):
     """-> nats, number of targets, over windows of the ids; roughly: EVAL_TOKENS of them do."""
-    todo = list(gpt2.windows(len(ids), length, stride))
-    todo = todo[:: max(1, len(ids) // EVAL_TOKENS)] if roughly else todo
-    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
-    nats = sum(pool.map(lambda window: gpt2.window_nats(ids, window, params, n_head, eps), todo))
-    return nats, sum(stop - first for _, first, stop in todo)
+    every = max(1, len(ids) // EVAL_TOKENS) if roughly else 1
+    todo = islice(gpt2.windows(len(ids), length, stride), 0, None, every)
+    n_head, eps, nats, n = hparams["n_head"], hparams["layer_norm_epsilon"], 0.0, 0
+    while some := list(islice(todo, 1024)):  # not all at once: a text may have millions
+        nats += sum(pool.map(lambda w: gpt2.window_nats(ids, w, params, n_head, eps), some))
+        n += sum(stop - first for _, first, stop in some)
+    return nats, n
 
 
 def new_state(params, n_threads):
@@ -327,81 +333,111 @@ def slices(start, stop):
 # A run
 
 
+def checkpoint_of(out):
+    return Path(out) / "training" / "checkpoint.safetensors"
+
+
+def read_checkpoint(out):
+    """-> {"w": ..., "m": ..., "v": ...} and run, or two empty dicts where there is no checkpoint.
+
+    run, from JSON: settings, step, seconds, the best loss, the log, numbers of tokens.
+    """
+    path = checkpoint_of(out)
+    if not path.exists():
+        return {}, {}
+    saved = read_safetensors(path)
+    if saved.keys() != {"w", "m", "v", "run"}:
+        raise ValueError(f"{path}: no checkpoint of train.py: --overwrite starts anew")
+    return saved, json.loads(bytes(saved.pop("run")))
+
+
 def settings(args):
-    """What --resume may not change: the text, its tokens and the model's shape."""
-    names = "text", "val_fraction", "lowercase", "stopwords", "merge_dropout", "init_from", "seed"
-    return {name: getattr(args, name) for name in (*names, "dtype", *SHAPE)}
+    """The options that make a run what it is: --resume takes them from the checkpoint."""
+    others = "out", "resume", "overwrite", "evaluate", "plot", "stride"
+    return {name: value for name, value in vars(args).items() if name not in others}
 
 
 def open_run(args):
-    """-> encoder, hparams, state and run (a JSON dict: step, seconds, best loss, log, counts)."""
-    out, work = Path(args.out), Path(args.out) / "training"
-    checkpoint = work / "checkpoint.safetensors"
-    if args.overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-    elif not (args.resume and checkpoint.exists()):
-        if checkpoint.exists():
+    """-> encoder, hparams, state and run, as read_checkpoint; files that --resume will need."""
+    out, work = Path(args.out), checkpoint_of(args.out).parent
+    saved, run = read_checkpoint(out) if args.resume else ({}, {})
+    if not (saved or args.overwrite):
+        if checkpoint_of(out).exists():
             raise ValueError(f"{out} holds an unfinished run: --resume it or --overwrite it")
         if (out / "config.json").exists():
             raise ValueError(f"{out} holds a model: give another --out, or --overwrite")
-    work.mkdir(parents=True, exist_ok=True)
-    saved = read_safetensors(checkpoint) if checkpoint.exists() else None
-    if saved:
-        run = json.loads(bytes(saved["run"]))
-        if changed := [k for k, v in settings(args).items() if run["settings"].get(k) != v]:
-            raise ValueError(f"{out}: --resume needs the same {', '.join(changed)} as before")
-    else:
-        run = {"settings": settings(args), "step": 0, "seconds": 0.0, "best": math.inf, "log": []}
+    if changed := [k for k in FIXED if saved and run["settings"].get(k) != getattr(args, k)]:
+        raise ValueError(f"{out}: --resume needs the same {', '.join(changed)} as before")
     text = {"lowercase": args.lowercase, "stopwords": read_stopwords(args.stopwords)}
     if not saved:
         train_parts, val_parts = split_files(args.text, args.val_fraction)
     if args.init_from:
         encoder, hparams, params = load_encoder_hparams_and_params(args.init_from, args.models_dir)
-    else:
-        if not saved:
-            chunks = (chunk for part in train_parts for chunk in read_text(*part, **text))
-            save_encoder(learn_bpe(chunks, args.vocab_size), work)
+        if (args.n_ctx or 0) > hparams["n_ctx"]:
+            raise ValueError(f"{args.init_from} has a context of {hparams['n_ctx']} tokens: "
+                             f"--n_ctx {args.n_ctx} is more")
+    elif saved:
         encoder = get_encoder(work)
-        hparams = {name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}
-        hparams |= {"n_vocab": encoder.n_vocab, "eos_token_id": encoder.eot}
-        hparams["layer_norm_epsilon"] = 1e-5
-        rng = np.random.default_rng(args.seed)
-        params = init_params(encoder.n_vocab, args.n_ctx, args.n_embd, args.n_layer, rng)
+    else:
+        chunks = (chunk for part in train_parts for chunk in read_text(*part, **text))
+        encoder = learn_bpe(chunks, args.vocab_size)
     if not saved:
+        work.mkdir(parents=True, exist_ok=True)
         with write_atomic(work / "tokens.bin") as file:
+            run = {"step": 0, "seconds": 0.0, "best": math.inf, "log": []}
             run["n_noisy"], run["n_train"], rng = 0, 0, np.random.default_rng(args.seed)
             for part in segmentations(encoder, args.merge_dropout, rng):
                 run["n_noisy"] += run["n_train"]
                 run["n_train"], _ = encode_files(train_parts, part, file, **text)
             run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
-        n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
-        if run["n_train"] <= n_ctx or run["n_val"] < 2:
-            raise ValueError(
-                f"{args.text[0]}: too short: {run['n_train']} tokens to train on, {run['n_val']} "
-                f"to validate, and a sequence takes {n_ctx + 1}: more text or a smaller --n_ctx"
-            )
+            n_ctx = args.n_ctx or hparams["n_ctx"]
+            if run["n_train"] <= n_ctx or run["n_val"] < 2:
+                raise ValueError(
+                    f"{args.text[0]}: too short: {run['n_train']} tokens to train on, "
+                    f"{run['n_val']} to validate, and a sequence takes {n_ctx + 1}: more text, a "
+                    "smaller --n_ctx or another --val_fraction"
+                )
+            checkpoint_of(out).unlink(missing_ok=True)  # of another text, and so of no use now
+        if not args.init_from:
+            save_encoder(encoder, work)
+    if not args.init_from:
+        hparams = {name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}
+        hparams |= {"n_vocab": encoder.n_vocab, "eos_token_id": encoder.eot}
+        hparams["layer_norm_epsilon"] = 1e-5
+        rng = np.random.default_rng(args.seed)
+        params = init_params(encoder.n_vocab, args.n_ctx, args.n_embd, args.n_layer, rng)
+    run["settings"] = settings(args)
     state = new_state(params, args.threads)
-    for name in "wmv" if saved else ():
-        state[name][...] = saved[name]
+    for name, array in saved.items():
+        state[name][...] = array
     if not saved:
         write_checkpoint(args, state, run)
     return encoder, hparams, state, run
 
 
+def read_tokens(args, encoder, run):
+    """-> ids to train on and to validate by, mapped: they may be more than memory holds."""
+    path = checkpoint_of(args.out).parent / "tokens.bin"
+    tokens = np.memmap(path, id_type(encoder), "r")
+    if len(tokens) != run["n_noisy"] + run["n_train"] + run["n_val"]:
+        raise ValueError(f"{path}: damaged: --overwrite starts anew")
+    return tokens[: -run["n_val"]], tokens[-run["n_val"] :]
+
+
 def train(args):
     """A run from the text, or from its last checkpoint, to a model directory."""
     encoder, hparams, state, run = open_run(args)
-    tokens = np.memmap(Path(args.out) / "training" / "tokens.bin", id_type(encoder), "r")
-    train_ids, val_ids = tokens[: -run["n_val"]], tokens[-run["n_val"] :]
-    n_ctx = min(args.n_ctx or hparams["n_ctx"], hparams["n_ctx"])
+    train_ids, val_ids = read_tokens(args, encoder, run)
+    n_ctx = args.n_ctx or hparams["n_ctx"]
     print(
         f"{len(state['w']):,} parameters; {run['n_train']:,} tokens to train on, {len(val_ids):,} "
         f"to validate, {run['n_chars'] / len(val_ids):.2f} characters each"
     )
-    before, start, losses = run["seconds"], time.perf_counter(), []
-    with ThreadPoolExecutor(args.threads) as pool, tqdm(
-        total=None if args.minutes else args.iterations, initial=run["step"], unit="step",
-        disable=None,
+    before, start, first, losses = run["seconds"], time.perf_counter(), run["step"], []
+    # A loss that is no number ends the run with one line of ours, so NumPy need not warn.
+    quiet = {"initializer": np.seterr, "initargs": ("ignore",)}
+    with ThreadPoolExecutor(args.threads, **quiet) as pool, tqdm(
+        total=None if args.minutes else args.iterations, initial=first, unit="step", disable=None,
     ) as bar:
         while (progress := how_far(run, args)) < 1:
             left = train_ids[int(progress * run["n_noisy"]) :]  # in the end the text as it is
@@ -411,8 +447,9 @@ def train(args):
             must_be_finite(loss, run)
             losses.append(loss)
             run["step"] += 1
-            run["seconds"] = before + time.perf_counter() - start
-            speed = ids[:, 1:].size * len(losses) / (time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            run["seconds"] = before + seconds
+            speed = ids[:, 1:].size * (run["step"] - first) / seconds
             last = f", validation {run['log'][-1][-1]:.3f}" if run["log"] else ""
             bar.set_postfix_str(f"loss {loss:.3f}{last}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
@@ -420,12 +457,12 @@ def train(args):
                 continue
             nats, n = evaluate(pool, state["params"], val_ids, hparams, n_ctx + 1, n_ctx, True)
             must_be_finite(nats, run)
-            row = [run["step"], run["seconds"], np.mean(losses[-args.eval_interval :]), nats / n]
+            row = [run["step"], run["seconds"], np.mean(losses), nats / n]
+            losses = []
             run["log"].append([float(number) for number in row])
             tqdm.write("step {:.0f}, {:.0f} s: loss {:.4f}, validation {:.4f}".format(*row))
             show_sample(encoder, hparams, state["params"], val_ids)
             save(args, encoder, hparams, state, run, nats / n)
-    finish(args)
 
 
 def must_be_finite(loss, run):
@@ -468,33 +505,37 @@ def save(args, encoder, hparams, state, run, loss):
 def write_checkpoint(args, state, run):
     tensors = {name: state[name] for name in "wmv"}
     tensors["run"] = np.frombuffer(json.dumps(run).encode(), np.uint8)
-    write_safetensors(Path(args.out) / "training" / "checkpoint.safetensors", tensors)
+    write_safetensors(checkpoint_of(args.out), tensors)
 
 
 def finish(args):
     """Drop what only --resume needs, and evaluate the model that is kept."""
-    out = Path(args.out)
-    os.remove(out / "training" / "checkpoint.safetensors")  # first: it is what --resume looks for
-    shutil.rmtree(out / "training")
-    print(f"{out}: done; python gpt2.py 'a prompt' --model_size {out}")
-    measure(out, args.text, args)
+    work = checkpoint_of(args.out).parent
+    checkpoint_of(args.out).unlink()  # first: it is what --resume looks for
+    for name in "tokens.bin", "vocab.json", "merges.txt":
+        (work / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where it holds anything of somebody else's
+        work.rmdir()
+    print(f"{args.out}: done; python gpt2.py 'a prompt' --model_size {args.out}")
+    measure(args.out, args.text, args)
 
 
 def measure(model, paths, args):
     """Print how well a model predicts texts, or their held-out tail, with all its context."""
-    encoder, hparams, params = load_encoder_hparams_and_params(str(model), args.models_dir)
+    encoder, hparams, params = load_encoder_hparams_and_params(model, args.models_dir)
     _, tail = split_files(paths, args.val_fraction)
-    ids, n_chars = [], 0
+    ids, n_chars = [np.empty(0, np.int32)], 0
     for part in tail:
         for text in read_text(*part, args.lowercase, read_stopwords(args.stopwords)):
-            ids += encoder.encode(text)
+            ids.append(np.array(encoder.encode(text), np.int32))
             n_chars += len(text)
+    ids = np.concatenate(ids)
     if len(ids) < 2:
         raise ValueError(f"{paths[0]}: {len(ids)} tokens; there have to be two to predict one")
     n_ctx = hparams["n_ctx"]
     with ThreadPoolExecutor(args.threads) as pool:
-        stride = args.stride or max(1, n_ctx // 8)
-        nats, n = evaluate(pool, params, np.array(ids), hparams, n_ctx + 1, stride)
+        stride = min(args.stride or max(1, n_ctx // 8), n_ctx)
+        nats, n = evaluate(pool, params, ids, hparams, n_ctx + 1, stride)
     print(
         f"{n} tokens, {n_chars} characters: loss {nats / n:.4f} nats per token, perplexity "
         f"{math.exp(min(nats / n, 700)):.2f}, {nats / n_chars:.4f} nats per character"
@@ -507,11 +548,17 @@ def plot(model):
         from matplotlib import pyplot
     except ImportError:
         raise ValueError("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
-    with open(Path(model) / "log.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
-    for name, label in ("loss", "training"), ("validation_loss", "validation"):
-        pyplot.plot(steps, [float(row[name]) for row in rows], label=label)
+    path = Path(model) / "log.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        steps, loss, validation_loss = (
+            [float(row[name]) for row in rows] for name in ("step", "loss", "validation_loss")
+        )
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: no log of train.py ({error!r})") from None
+    pyplot.plot(steps, loss, label="training")
+    pyplot.plot(steps, validation_loss, label="validation")
     pyplot.xlabel("step")
     pyplot.ylabel("loss, nats per token")
     pyplot.legend()
@@ -534,14 +581,17 @@ def parse_arguments(argv):
     add("--evaluate", metavar="MODEL", help="measure this model on the text instead")
     add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--resume", action="store_true",
+        help="go on from the last checkpoint in --out, with its options unless given again")
     add("--overwrite", action="store_true", help="replace what --out holds")
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--n_layer", type=whole, help="layers (6)")
     add("--n_head", type=whole, help="heads, a divisor of n_embd (4)")
     add("--n_embd", type=whole, help="numbers a token (256)")
-    add("--n_ctx", type=whole, help="tokens of context, in training and after (256)")
+    add("--n_ctx", type=whole,
+        help="tokens of context, in training and after (256); with --init_from, in training only "
+        "(the model's)")
     add("--vocab_size", type=gpt2.number(int, 257),
         help="tokens to learn from the text; 257: its bytes alone, a character model (2048)")
     add("--init_from", metavar="MODEL",
@@ -566,7 +616,8 @@ def parse_arguments(argv):
         help="for matrices in blocks (muon)")
     add("--eval_interval", type=whole, default=100,
         help="steps between evaluations and checkpoints (100)")
-    add("--seed", type=gpt2.number(int, 0), default=0, help="the same seed, the same run (0)")
+    add("--seed", type=gpt2.number(int, 0), default=0,
+        help="the same seed and threads, the same run (0)")
     add("--threads", type=whole, default=os.cpu_count() or 1, help="(one a core)")
     group = parser.add_argument_group("text")
     add = group.add_argument
@@ -579,9 +630,15 @@ def parse_arguments(argv):
         "at first this share: keeps a long run from learning a small text by heart (0)")
     add("--stride", type=whole, help="with --evaluate: step between windows (an eighth of n_ctx)")
     args = parser.parse_args(argv)
+    if args.resume and args.out:
+        parser.set_defaults(**read_checkpoint(args.out)[1].get("settings", {}))
+        args = parser.parse_args(argv)
+    if args.out and not os.path.dirname(args.out):
+        args.out = os.path.join(os.curdir, args.out)  # a path for gpt2.py, too, and no name
     if not args.plot:
         if not args.text:
-            parser.error("which text? give one or more files")
+            parser.error("which text? give one or more files"
+                         + f"; {args.out} holds no unfinished run" * args.resume)
         if not (args.out or args.evaluate):
             parser.error("where to? give --out DIR")
     if not args.init_from:
@@ -598,21 +655,30 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """Run the command; -> exit status: 0, 1 if something is wrong, 2 wrong usage, 130 Ctrl-C."""
-    args = parse_arguments(argv)
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    args = None
     try:
+        gpt2.open_streams()
+        args = parse_arguments(argv)
         if args.plot:
             plot(args.plot)
         elif args.evaluate:
             measure(args.evaluate, args.text, args)
         else:
             train(args)
+            finish(args)  # not in train, whose mapped files Windows would not let go
         return 0
-    except KeyboardInterrupt:
-        print("\ntrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError):
+            gpt2.drop_output()
+        left = args and args.out and checkpoint_of(args.out).exists()
+        say("\ntrain.py: stopped" + "; --resume goes on from the last checkpoint" * bool(left))
         return 130
+    except MemoryError as error:
+        say(f"train.py: error: not enough memory ({error}): take a smaller model, "
+            "--n_ctx or --batch_size")
+        return 1
     except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        say(f"train.py: error: {error}")
         return 1
 
 
