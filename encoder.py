@@ -95,7 +95,8 @@ class Encoder:
         self.split_added = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
 
     def encode(self, text):
-        """The ids of a text: "Hello world" -> [15496, 995]. A lone surrogate counts as U+FFFD."""
+        """The ids of a text: "Hello world" -> [15496, 995]. A lone surrogate counts as U+FFFD, and
+        <|endoftext|> as plain text, as in tiktoken's encode_ordinary."""
         text = without_surrogates(text)
         if not self.added:
             return self._encode(text)

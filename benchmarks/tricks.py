@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 
 import gpt2  # noqa: E402
+from backward import attention_backward, gelu_backward  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +69,85 @@ def keys_first_attention(q, k, v):
     return out
 
 
+def gelu_and_slope(x):
+    """gelu, and what its gradient multiplies by, while tanh is at hand."""
+    c, y, slope = math.sqrt(2 / math.pi), np.empty_like(x), np.empty_like(x)
+    for i in range(0, len(x), 2**16 // x.shape[1]):
+        rows = slice(i, i + 2**16 // x.shape[1])
+        xx = x[rows] * x[rows]
+        s = xx * (0.044715 * c)
+        s += c
+        s *= x[rows]
+        np.tanh(s, out=s)
+        s += 1
+        s *= 0.5
+        np.multiply(x[rows], s, out=y[rows])  # y = x s, dy/dx = s + (1 - s) y 2 du/dx
+        xx *= 6 * 0.044715 * c
+        xx += 2 * c
+        xx *= y[rows]
+        np.subtract(1, s, out=slope[rows])
+        slope[rows] *= xx
+        slope[rows] += s
+    return y, slope
+
+
+def attention_and_probabilities(q, k, v):
+    n, d = q.shape[-2:]
+    q, out, kept = q * (1 / math.sqrt(d)), np.empty_like(q), []
+    for i in range(0, n, gpt2.ROWS):
+        j = min(i + gpt2.ROWS, n)
+        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)
+        p[..., i:] += gpt2.FUTURE[: j - i, : j - i]
+        p -= p.max(-1, keepdims=True)
+        np.exp(p, out=p)
+        p /= p.sum(-1, keepdims=True)
+        np.matmul(p, v[..., :j, :], out=out[..., i:j, :])
+        kept.append(p)
+    return out, kept
+
+
+def gradient_by_probabilities(dy, y, qkv, kept):
+    q, k, v = qkv
+    n, d = q.shape[-2:]
+    q, dqkv = q * (1 / math.sqrt(d)), np.empty_like(qkv)
+    dq, dk, dv = dqkv
+    dk[...] = dv[...] = 0
+    dy_y = (dy * y).sum(-1, keepdims=True)
+    for i, p in zip(range(0, n, gpt2.ROWS), kept):
+        j = min(i + gpt2.ROWS, n)
+        dv[..., :j, :] += p.swapaxes(-1, -2) @ dy[..., i:j, :]
+        ds = dy[..., i:j, :] @ v[..., :j, :].swapaxes(-1, -2)
+        ds -= dy_y[..., i:j, :]
+        ds *= p
+        np.matmul(ds, k[..., :j, :], out=dq[..., i:j, :])
+        dk[..., :j, :] += ds.swapaxes(-1, -2) @ q[..., i:j, :]
+    dq *= 1 / math.sqrt(d)
+    return dqkv
+
+
+def training_tricks():
+    """The same for what a training step does with half a batch of the 10.8M shape in a layer."""
+    x, dy = normal(2048, 1536), normal(2048, 1536)
+
+    def with_slope():
+        _, slope = gelu_and_slope(x)
+        return dy * slope
+    yield ("gelu and its gradient, 2048 x 1536: its slope kept",
+           lambda: (gpt2.gelu(x), gelu_backward(dy, x)), with_slope)
+    qkv, dy_heads = normal(8, 3, 6, 256, 64), normal(8, 6, 256, 64)
+
+    def with_probabilities():
+        for sequence, dy in zip(qkv, dy_heads):
+            y, kept = attention_and_probabilities(*sequence)
+            gradient_by_probabilities(dy, y, sequence, kept)
+
+    def recomputed():
+        for sequence, dy in zip(qkv, dy_heads):
+            attention_backward(dy, gpt2.attention(*sequence), sequence)
+    yield ("attention and its gradient, 8 sequences of 256: its probabilities kept",
+           recomputed, with_probabilities)
+
+
 def tricks():
     """Yield name, function without the trick, function with it."""
     one, g, b = normal(1, 768), normal(768), normal(768)
@@ -107,6 +187,7 @@ def tricks():
         yield (f"3 x {n_in} x {n_out}: a loop over the rows",
                lambda x=x, s=stored: [x @ w for w in s],
                lambda x=x, s=stored: [[row @ w for row in x] for w in s])
+    yield from training_tricks()
 
 
 def main():
