@@ -41,17 +41,23 @@ def in_pieces(function):
     return pieces
 
 
+def normal_cdf(x):  # [..., 4e] -> [..., 4e]
+    """0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks and Gimpel 2016, section 2."""
+    p = x * x
+    p *= 0.044715 * math.sqrt(2 / math.pi)
+    p += math.sqrt(2 / math.pi)
+    p *= x
+    np.tanh(p, out=p)
+    p += 1
+    p *= 0.5
+    return p
+
+
 @in_pieces
 def gelu(x):  # [..., 4e] -> [..., 4e]
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks and Gimpel 2016, section 2."""
-    y = x * x
-    y *= 0.044715 * math.sqrt(2 / math.pi)
-    y += math.sqrt(2 / math.pi)
+    """x times the share of a normal distribution that lies below x, nearly."""
+    y = normal_cdf(x)
     y *= x
-    np.tanh(y, out=y)
-    y += 1
-    y *= x
-    y *= 0.5
     return y
 
 
