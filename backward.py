@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gpt2 import FUTURE, ROWS, attention, layer_norm, linear, normal_cdf
+from gpt2 import ROWS, attention, attention_weights, layer_norm, linear, normal_cdf
 
 
 def gelu_forward(x):  # [N, 4e] -> y and dy/dx, both [N, 4e]
@@ -80,10 +80,7 @@ def attention_backward(dy, y, qkv):  # [..., n, d] twice, [3, ..., n, d] -> [3, 
     dy_y = np.add.reduce(dy * y, -1, keepdims=True)
     for i in range(0, n, ROWS):  # the same pieces as in attention
         j = min(i + ROWS, n)
-        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)  # [..., j-i, j]
-        p[..., i:] += FUTURE[: j - i, : j - i]
-        p -= p.max(-1, keepdims=True)
-        np.exp(p, out=p)
+        p = attention_weights(q[..., i:j, :], k[..., :j, :])  # [..., j-i, j]
         p /= np.add.reduce(p, -1, keepdims=True)
         dv[..., :j, :] += p.swapaxes(-1, -2) @ dy[..., i:j, :]
         ds = dy[..., i:j, :] @ v[..., :j, :].swapaxes(-1, -2)

@@ -82,6 +82,16 @@ def linear(x, w, b):  # [..., in] @ [in, out] -> [..., out]
     return x
 
 
+def attention_weights(q, k):  # [..., m, d], [..., n, d] -> [..., m, n]
+    """softmax(q k^T) before its division: exp(q k^T - maximum), 0 for what a query must not see."""
+    m = q.shape[-2]
+    weights = q @ k.swapaxes(-1, -2)
+    weights[..., -m:] += FUTURE[:m, :m]
+    weights -= weights.max(-1, keepdims=True)
+    np.exp(weights, out=weights)
+    return weights
+
+
 def attention(q, k, v):  # [..., n, d], [..., n_past + n, d] twice -> [..., n, d]
     """softmax(q k^T / sqrt(d)) v, where the last query stands at the last key."""
     n, d = q.shape[-2:]
@@ -90,10 +100,7 @@ def attention(q, k, v):  # [..., n, d], [..., n_past + n, d] twice -> [..., n, d
     out = np.empty_like(q)
     for i in range(0, n, ROWS):  # in pieces of rows, each only as far as its last row sees
         j = min(i + ROWS, n)
-        weights = q[..., i:j, :] @ k[..., : n_past + j, :].swapaxes(-1, -2)  # [..., j-i, n_past+j]
-        weights[..., n_past + i :] += FUTURE[: j - i, : j - i]
-        weights -= weights.max(-1, keepdims=True)
-        np.exp(weights, out=weights)
+        weights = attention_weights(q[..., i:j, :], k[..., : n_past + j, :])
         np.matmul(weights, v[..., : n_past + j, :], out=out[..., i:j, :])
         out[..., i:j, :] /= weights.sum(-1, keepdims=True)
     return out

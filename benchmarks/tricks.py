@@ -92,10 +92,7 @@ def attention_and_probabilities(q, k, v):
     q, out, kept = q * (1 / math.sqrt(d)), np.empty_like(q), []
     for i in range(0, n, gpt2.ROWS):
         j = min(i + gpt2.ROWS, n)
-        p = q[..., i:j, :] @ k[..., :j, :].swapaxes(-1, -2)
-        p[..., i:] += gpt2.FUTURE[: j - i, : j - i]
-        p -= p.max(-1, keepdims=True)
-        np.exp(p, out=p)
+        p = gpt2.attention_weights(q[..., i:j, :], k[..., :j, :])
         p /= p.sum(-1, keepdims=True)
         np.matmul(p, v[..., :j, :], out=out[..., i:j, :])
         kept.append(p)
