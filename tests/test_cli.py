@@ -55,6 +55,8 @@ def expected(tiny, prompt, n, **sampling):
 def test_stdout_is_the_continuation_and_nothing_else(models_dir, tiny):
     done = run(models_dir, "low", "--n_tokens_to_generate", "12", "--verbose")
     assert (done.returncode, done.stdout) == (0, expected(tiny, "low", 12) + b"\n")
+    none = run(models_dir, "low", "--n_tokens_to_generate", "0")
+    assert (none.returncode, none.stdout, none.stderr) == (0, b"\n", b"")
     ids = tiny[0].encode("low")
     assert f"prompt ids     {ids}".encode() in done.stderr
     assert done.stderr.count(b"/s\n") == 2  # the speeds of prompt and generation
@@ -85,7 +87,8 @@ def test_sampling_is_repeated_by_its_seed(models_dir, tiny):
 
 
 def test_the_likeliest_token_always_stays(models_dir, tiny):
-    for odd in ["--temperature", "1", "--top_p", "0"], ["--temperature", "1e-320"]:
+    for odd in (["--temperature", "1", "--top_p", "0"], ["--temperature", "1e-320"],
+                ["--temperature", "0", "--seed", "0"], ["--top_k", "1"]):
         done = run(models_dir, "low", "--n_tokens_to_generate", "12", *odd)
         assert (done.stdout, done.stderr) == (expected(tiny, "low", 12) + b"\n", b"")
 

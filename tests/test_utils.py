@@ -233,6 +233,13 @@ def shard(directory):
     return index, weight_map
 
 
+def test_an_index_without_its_data_is_no_model(tmp_path):
+    (tmp_path / "model.ckpt.index").touch()
+    assert not utils.holds_model(tmp_path)
+    (tmp_path / "model.ckpt.data-00000-of-00001").touch()
+    assert utils.holds_model(tmp_path)
+
+
 def test_shards(directory):
     expected = utils.flatten(utils.load_model(directory)[2])
     index, weight_map = shard(directory)
