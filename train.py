@@ -358,8 +358,8 @@ def settings(args):
 
 
 def open_run(args):
-    """-> encoder, hparams, state and run, as read_checkpoint; files that --resume will need."""
-    out, work = Path(args.out), checkpoint_of(args.out).parent
+    """-> encoder, hparams, state and run: as the last checkpoint has them, or at their start."""
+    out, encoder = Path(args.out), None
     saved, run = read_checkpoint(out) if args.resume else ({}, {})
     if not (saved or args.overwrite):
         if checkpoint_of(out).exists():
@@ -368,39 +368,15 @@ def open_run(args):
             raise ValueError(f"{out} holds a model: give another --out, or --overwrite")
     if changed := [k for k in FIXED if saved and run["settings"].get(k) != getattr(args, k)]:
         raise ValueError(f"{out}: --resume needs the same {', '.join(changed)} as before")
-    text = {"lowercase": args.lowercase, "stopwords": read_stopwords(args.stopwords)}
-    if not saved:
-        train_parts, val_parts = split_files(args.text, args.val_fraction)
     if args.init_from:
         encoder, hparams, params = load_encoder_hparams_and_params(args.init_from, args.models_dir)
         if (args.n_ctx or 0) > hparams["n_ctx"]:
             raise ValueError(f"{args.init_from} has a context of {hparams['n_ctx']} tokens: "
                              f"--n_ctx {args.n_ctx} is more")
-    elif saved:
-        encoder = get_encoder(work)
-    else:
-        chunks = (chunk for part in train_parts for chunk in read_text(*part, **text))
-        encoder = learn_bpe(chunks, args.vocab_size)
     if not saved:
-        work.mkdir(parents=True, exist_ok=True)
-        with write_atomic(work / "tokens.bin") as file:
-            run = {"step": 0, "seconds": 0.0, "best": math.inf, "log": []}
-            run["n_noisy"], run["n_train"], rng = 0, 0, np.random.default_rng(args.seed)
-            for part in segmentations(encoder, args.merge_dropout, rng):
-                run["n_noisy"] += run["n_train"]
-                run["n_train"], _ = encode_files(train_parts, part, file, **text)
-            run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
-            n_ctx = args.n_ctx or hparams["n_ctx"]
-            if run["n_train"] <= n_ctx or run["n_val"] < 2:
-                raise ValueError(
-                    f"{args.text[0]}: too short: {run['n_train']} tokens to train on, "
-                    f"{run['n_val']} to validate, and a sequence takes {n_ctx + 1}: more text, a "
-                    "smaller --n_ctx or another --val_fraction"
-                )
-            checkpoint_of(out).unlink(missing_ok=True)  # of another text, and so of no use now
-        if not args.init_from:
-            save_encoder(encoder, work)
+        encoder, run = prepare(args, encoder, args.n_ctx or hparams["n_ctx"])
     if not args.init_from:
+        encoder = encoder or get_encoder(checkpoint_of(out).parent)
         hparams = {name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}
         hparams |= {"n_vocab": encoder.n_vocab, "eos_token_id": encoder.eot}
         hparams["layer_norm_epsilon"] = 1e-5
@@ -413,6 +389,33 @@ def open_run(args):
     if not saved:
         write_checkpoint(args, state, run)
     return encoder, hparams, state, run
+
+
+def prepare(args, encoder, n_ctx):
+    """Turn the text into training/tokens.bin; -> encoder, learned here if it is None, and run."""
+    text = {"lowercase": args.lowercase, "stopwords": read_stopwords(args.stopwords)}
+    train_parts, val_parts = split_files(args.text, args.val_fraction)
+    if learned := encoder is None:
+        chunks = (chunk for part in train_parts for chunk in read_text(*part, **text))
+        encoder = learn_bpe(chunks, args.vocab_size)
+    run = {"step": 0, "seconds": 0.0, "best": math.inf, "log": [], "n_noisy": 0, "n_train": 0}
+    work, rng = checkpoint_of(args.out).parent, np.random.default_rng(args.seed)
+    work.mkdir(parents=True, exist_ok=True)
+    with write_atomic(work / "tokens.bin") as file:
+        for part in segmentations(encoder, args.merge_dropout, rng):
+            run["n_noisy"] += run["n_train"]
+            run["n_train"], _ = encode_files(train_parts, part, file, **text)
+        run["n_val"], run["n_chars"] = encode_files(val_parts, encoder, file, **text)
+        if run["n_train"] <= n_ctx or run["n_val"] < 2:
+            raise ValueError(
+                f"{args.text[0]}: too short: {run['n_train']} tokens to train on, {run['n_val']} "
+                f"to validate, and a sequence takes {n_ctx + 1}: more text, a smaller --n_ctx or "
+                "another --val_fraction"
+            )
+        checkpoint_of(args.out).unlink(missing_ok=True)  # of a run that --overwrite ends here
+    if learned:
+        save_encoder(encoder, work)
+    return encoder, run
 
 
 def read_tokens(args, encoder, run):
