@@ -30,7 +30,6 @@ from tqdm import tqdm
 import gpt2
 from backward import cross_entropy, gpt2_backward, gpt2_forward
 from encoder import Encoder, get_encoder, learn_bpe, save_encoder
-from gpt2 import say
 from tensor_file import read_safetensors, write_atomic, write_safetensors
 from utils import flatten, load_encoder_hparams_and_params, nest, save_model
 
@@ -674,14 +673,14 @@ def main(argv=None):
         if isinstance(error, BrokenPipeError):
             gpt2.drop_output()
         left = args and args.out and checkpoint_of(args.out).exists()
-        say("\ntrain.py: stopped" + "; --resume goes on from the last checkpoint" * bool(left))
+        gpt2.say("\ntrain.py: stopped" + "; --resume goes on from the last checkpoint" * bool(left))
         return 130
     except MemoryError as error:
-        say(f"train.py: error: not enough memory ({error}): take a smaller model, "
+        gpt2.say(f"train.py: error: not enough memory ({error}): take a smaller model, "
             "--n_ctx or --batch_size")
         return 1
     except (ValueError, OSError) as error:
-        say(f"train.py: error: {error}")
+        gpt2.say(f"train.py: error: {error}")
         return 1
 
 

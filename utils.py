@@ -23,7 +23,8 @@ SIZES = {  # the released sizes: repository on the hub, revision
 }
 REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*))?"  # owner/name[@revision]
 
-# Keys absent from config.json take transformers' defaults. Of FIXED, another value than the ones
+# Keys absent from config.json take transformers' defaults, but for eos_token_id, which is looked up
+# in the vocabulary. Of FIXED, another value than the ones
 # here is another model, and the first one is the default.
 DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
             "n_inner": None, "layer_norm_epsilon": 1e-5, "eos_token_id": None,

@@ -12,14 +12,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import numpy as np  # noqa: E402
 
+import backward  # noqa: E402
 import gpt2  # noqa: E402
-from backward import attention_backward, gelu_backward, gelu_forward  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -87,58 +88,30 @@ def gelu_backward_anew(dy, x):
     return dx
 
 
-def attention_and_probabilities(q, k, v):
-    n, d = q.shape[-2:]
-    q, out, kept = q * (1 / math.sqrt(d)), np.empty_like(q), []
-    for i in range(0, n, gpt2.ROWS):
-        j = min(i + gpt2.ROWS, n)
-        p = gpt2.attention_weights(q[..., i:j, :], k[..., :j, :])
-        p /= p.sum(-1, keepdims=True)
-        np.matmul(p, v[..., :j, :], out=out[..., i:j, :])
-        kept.append(p)
-    return out, kept
-
-
-def gradient_by_probabilities(dy, y, qkv, kept):
-    q, k, v = qkv
-    n, d = q.shape[-2:]
-    q, dqkv = q * (1 / math.sqrt(d)), np.empty_like(qkv)
-    dq, dk, dv = dqkv
-    dk[...] = dv[...] = 0
-    dy_y = (dy * y).sum(-1, keepdims=True)
-    for i, p in zip(range(0, n, gpt2.ROWS), kept):
-        j = min(i + gpt2.ROWS, n)
-        dv[..., :j, :] += p.swapaxes(-1, -2) @ dy[..., i:j, :]
-        ds = dy[..., i:j, :] @ v[..., :j, :].swapaxes(-1, -2)
-        ds -= dy_y[..., i:j, :]
-        ds *= p
-        np.matmul(ds, k[..., :j, :], out=dq[..., i:j, :])
-        dk[..., :j, :] += ds.swapaxes(-1, -2) @ q[..., i:j, :]
-    dq *= 1 / math.sqrt(d)
-    return dqkv
-
-
 def training_tricks():
     """The same for what a training step does with half a batch of the 10.8M shape in a layer."""
     x, dy = normal(2048, 1536), normal(2048, 1536)
 
     def with_slope():
-        _, slope = gelu_forward(x)
-        return gelu_backward(dy, slope)
+        _, slope = backward.gelu_forward(x)
+        return backward.gelu_backward(dy, slope)
     yield ("gelu and its gradient, 2048 x 1536: its slope kept",
            lambda: (gpt2.gelu(x), gelu_backward_anew(dy, x)), with_slope)
     qkv, dy_heads = normal(8, 3, 6, 256, 64), normal(8, 6, 256, 64)
+    kept, compute = [], gpt2.attention_weights
 
-    def with_probabilities():
-        for sequence, dy in zip(qkv, dy_heads):
-            y, kept = attention_and_probabilities(*sequence)
-            gradient_by_probabilities(dy, y, sequence, kept)
+    def keep(q, k):
+        kept.append(compute(q, k))
+        return kept[-1]
 
-    def recomputed():
+    def both(forward_weights, backward_weights):
         for sequence, dy in zip(qkv, dy_heads):
-            attention_backward(dy, gpt2.attention(*sequence), sequence)
-    yield ("attention and its gradient, 8 sequences of 256: its probabilities kept",
-           recomputed, with_probabilities)
+            with patch.object(gpt2, "attention_weights", forward_weights):
+                y = gpt2.attention(*sequence)
+            with patch.object(backward, "attention_weights", backward_weights):
+                backward.attention_backward(dy, y, sequence)
+    yield ("attention and its gradient, 8 sequences of 256: its weights kept",
+           lambda: both(compute, compute), lambda: both(keep, lambda q, k: kept.pop(0)))
 
 
 def tricks():
