@@ -77,8 +77,10 @@ def describe(error):
         seconds = CONNECT if isinstance(error, requests.ConnectTimeout) else SILENCE
         return Fault(f"silent for {seconds} s", tries=2 if seconds == CONNECT else 1)
     unreached = "NewConnection" in str(error) or "NameResolution" in str(error)
-    return Fault("cannot be reached" if unreached else f"broken off ({type(error).__name__})",
-                 tries=2 if unreached else 1)
+    return Fault(
+        "cannot be reached" if unreached else f"broken off ({type(error).__name__})",
+        tries=2 if unreached else 1,
+    )
 
 
 def receive(url, target, sha256, token):
@@ -99,7 +101,8 @@ def receive(url, target, sha256, token):
         answers = [*response.history, response]  # the hub says what a file is, then where it is
         validator = sha256 or named(answers, "X-Linked-Etag", "ETag", "Last-Modified")
         part = target.with_name(
-            f"{target.name}.{hashlib.sha256(validator.encode()).hexdigest()[:16]}.part")
+            f"{target.name}.{hashlib.sha256(validator.encode()).hexdigest()[:16]}.part"
+        )
         start, size = 0, number(response.headers.get("Content-Length"))
         if response.status_code == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", named(answers, "Content-Range"))
@@ -121,9 +124,18 @@ def receive(url, target, sha256, token):
                 os.remove(old)
         algorithm, expected = digest(answers, sha256)
         hasher = hashlib.new(algorithm, b"blob %d\0" % (size or 0) if algorithm == "sha1" else b"")
-        with open(part, "r+b" if start else "wb") as file, tqdm(
-                total=size, initial=start, unit="B", unit_scale=True, desc=target.name, leave=False,
-                disable=None if (size or 0) > 1 << 20 else True) as bar:
+        with (
+            open(part, "r+b" if start else "wb") as file,
+            tqdm(
+                total=size,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                desc=target.name,
+                leave=False,
+                disable=None if (size or 0) > 1 << 20 else True,
+            ) as bar,
+        ):
             while file.tell() < start:
                 hasher.update(file.read(min(CHUNK, start - file.tell())))
             file.truncate()
@@ -139,8 +151,9 @@ def receive(url, target, sha256, token):
                 raise Fault("broken off")
     if expected and hasher.hexdigest() != expected:
         os.remove(part)
-        raise Fault(f"wrong bytes, thrown away: their {algorithm} is {hasher.hexdigest()}",
-                    tries=TRIES // 2)
+        raise Fault(
+            f"wrong bytes, thrown away: their {algorithm} is {hasher.hexdigest()}", tries=TRIES // 2
+        )
     os.replace(part, target)
     return named(answers, "X-Repo-Commit")
 

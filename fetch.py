@@ -30,33 +30,42 @@ from utils import (
 LOCK_WAIT = 0.5  # seconds between two looks at what another process does
 WITHOUT = 'without a download there is: python gpt2.py "ROMEO:" --model_size shakespeare'
 
+DATA = "model.ckpt.data-00000-of-00001"  # OpenAI's weights
 SHA256 = {
     "124M/model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
     "355M/model.safetensors": "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd",
     "774M/model.safetensors": "5f47f3e12f91cd33b662ce7e433b6150ad5512b5884a2cee961b50e9c3bbebce",
     "1558M/model.safetensors": "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
-    "124M/model.ckpt.data-00000-of-00001":
-        "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
+    f"124M/{DATA}": "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
     "124M/model.ckpt.index": "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
     "124M/hparams.json": "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
 }
 for _size in SIZES:  # one vocabulary for all of them, under two names
-    SHA256[f"{_size}/vocab.json"] = SHA256[f"{_size}/encoder.json"] = \
+    SHA256[f"{_size}/vocab.json"] = SHA256[f"{_size}/encoder.json"] = (
         "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    SHA256[f"{_size}/merges.txt"] = SHA256[f"{_size}/vocab.bpe"] = \
+    )
+    SHA256[f"{_size}/merges.txt"] = SHA256[f"{_size}/vocab.bpe"] = (
         "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    )
 
 
 def fetch(name, repo, revision, directory):
     """Put a whole model into directory; ValueError (no such model) or OSError, in one line."""
     stage, faults, began = directory / "incomplete", [], time.monotonic()
     if not re.fullmatch("[!-~]*", hub_token()):
-        raise ValueError("HF_TOKEN holds more than the plain letters and signs of a token: set it "
-                         "again, or unset it")
+        raise ValueError(
+            "HF_TOKEN holds more than the plain letters and signs of a token: set it "
+            "again, or unset it"
+        )
     sources = [("HF_ENDPOINT", "https://huggingface.co", from_hub)]
     if name in SIZES:
-        sources.append(("GPT2_OPENAI_URL",
-                        "https://openaipublic.blob.core.windows.net/gpt-2/models", from_store))
+        sources.append(
+            (
+                "GPT2_OPENAI_URL",
+                "https://openaipublic.blob.core.windows.net/gpt-2/models",
+                from_store,
+            )
+        )
     with lock(directory):
         if holds_model(directory):  # another process has just fetched it
             return
@@ -80,9 +89,11 @@ def fetch(name, repo, revision, directory):
                 raise OSError(f"{directory}: {error}") from None
             say(f"no luck at {faults[-1]}")
         kept = sum(path.stat().st_size for path in stage.glob("*"))
-    raise OSError(f"{name} could not be fetched: {'; '.join(faults)}"
-                  + f"; {kept / 1e6:.1f} MB are kept in {stage}, and the same command goes on from "
-                    "there" * (kept > 0) + f"; {WITHOUT}" * (name in SIZES))
+    raise OSError(
+        f"{name} could not be fetched: {'; '.join(faults)}"
+        + f"; {kept / 1e6:.1f} MB are kept in {stage}, and the same command goes on from "
+        "there" * (kept > 0) + f"; {WITHOUT}" * (name in SIZES)
+    )
 
 
 def clean(directory):
@@ -120,9 +131,11 @@ def try_lock(path):
         try:
             if os.name == "nt":
                 import msvcrt
+
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
+
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return None
@@ -144,9 +157,14 @@ def from_hub(base, name, repo, revision, stage):
 
     A branch is resolved once: source.json keeps the commit, for this run and the ones that go on.
     """
+
     def get(file):
-        return download(f"{base}/{repo}/resolve/{commit}/{file}", stage / file,
-                        SHA256.get(f"{name}/{file}"), hub_token())
+        return download(
+            f"{base}/{repo}/resolve/{commit}/{file}",
+            stage / file,
+            SHA256.get(f"{name}/{file}"),
+            hub_token(),
+        )
 
     commit, source = revision, stage / "source.json"
     known = read_json(source) if source.exists() else {}
@@ -181,10 +199,9 @@ def from_hub(base, name, repo, revision, stage):
 
 def from_store(base, name, repo, revision, stage):
     """Put OpenAI's own files into stage, verified by the index where no hash is published."""
-    data = "model.ckpt.data-00000-of-00001"
-    for file in ("hparams.json", "encoder.json", "vocab.bpe", "model.ckpt.index", data):
+    for file in ("hparams.json", "encoder.json", "vocab.bpe", "model.ckpt.index", DATA):
         download(f"{base}/{name}/{file}", stage / file, SHA256.get(f"{name}/{file}"))
-    read_checkpoint(stage / "model.ckpt", verify=f"{name}/{data}" not in SHA256)
+    read_checkpoint(stage / "model.ckpt", verify=f"{name}/{DATA}" not in SHA256)
 
 
 def install(stage, directory):
@@ -192,10 +209,15 @@ def install(stage, directory):
     encoder, config, tensors = read_model(stage)
     params = nest(stage, config, tensors, convert=lambda x: x)  # widened while it is written
     check_space(directory, 4 * sum(x.size for x in flatten(params).values()))
-    for old, new in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt"),
-                     ("vocab.json", "vocab.json"), ("merges.txt", "merges.txt"),
-                     ("added_tokens.json", "added_tokens.json"),
-                     ("tokenizer.json", "tokenizer.json"), ("source.json", "source.json")):
+    for old, new in (
+        ("encoder.json", "vocab.json"),
+        ("vocab.bpe", "merges.txt"),
+        ("vocab.json", "vocab.json"),
+        ("merges.txt", "merges.txt"),
+        ("added_tokens.json", "added_tokens.json"),
+        ("tokenizer.json", "tokenizer.json"),
+        ("source.json", "source.json"),
+    ):
         if (stage / old).exists():
             with write_atomic(directory / new) as file:
                 file.write((stage / old).read_bytes())

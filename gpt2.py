@@ -197,8 +197,18 @@ def draft(text, length):
     return (cycle * (length // len(cycle) + 1))[:length]
 
 
-def generate(inputs, params, n_head, n_tokens, eps=1e-5, eos=None, seed=None, max_draft=MAX_DRAFT,
-             passes=None, **sampling):
+def generate(
+    inputs,
+    params,
+    n_head,
+    n_tokens,
+    eps=1e-5,
+    eos=None,
+    seed=None,
+    max_draft=MAX_DRAFT,
+    passes=None,
+    **sampling,
+):
     """Iterator of up to n_tokens ids that continue the inputs; ends before eos.
 
     A pass over the model may check a draft of up to max_draft tokens: at each position the token
@@ -219,7 +229,12 @@ def generate(inputs, params, n_head, n_tokens, eps=1e-5, eos=None, seed=None, ma
         guess = draft(text, min(room, length or FIRST_DRAFT)) if pause == 0 else ""
         new = [*ids[start + n_past :], *map(ord, guess)]
         logits = gpt2(
-            new, **params, n_head=n_head, eps=eps, cache=cache, n_past=n_past,
+            new,
+            **params,
+            n_head=n_head,
+            eps=eps,
+            cache=cache,
+            n_past=n_past,
             n_logits=len(guess) + 1,
         )
         before = len(ids)
@@ -262,7 +277,12 @@ def window_nats(ids, window, params, n_head, eps=1e-5):
         j = min(i + ROWS, stop - 1)
         n_logits = j + 1 - max(first, i + 1)  # token i predicts token i + 1
         logits = gpt2(
-            ids[i:j], **params, n_head=n_head, eps=eps, cache=cache, n_past=i - start,
+            ids[i:j],
+            **params,
+            n_head=n_head,
+            eps=eps,
+            cache=cache,
+            n_past=i - start,
             n_logits=max(1, n_logits),
         )
         if n_logits > 0:
@@ -287,30 +307,61 @@ def parse_arguments(argv):
         "HF_HOME and HF_HUB_CACHE (models that are already here).",
     )
     add = parser.add_argument
-    add("prompt", nargs="?", help="text to continue; - or a pipe: read it from standard input, "
-        "without its last line break")
-    add("--n_tokens_to_generate", type=number(int, 0), default=40, metavar="N",
-        help="at most so many tokens, about 3/4 of an English word each (40)")
-    add("--model_size", default="124M", metavar="MODEL",
+    add(
+        "prompt",
+        nargs="?",
+        help="text to continue; - or a pipe: read it from standard input, "
+        "without its last line break",
+    )
+    add(
+        "--n_tokens_to_generate",
+        type=number(int, 0),
+        default=40,
+        metavar="N",
+        help="at most so many tokens, about 3/4 of an English word each (40)",
+    )
+    add(
+        "--model_size",
+        default="124M",
+        metavar="MODEL",
         help="124M, 355M, 774M or 1558M; a directory in models_dir, such as shakespeare; a path; "
-        "or owner/name[@revision] on the Hugging Face hub (124M)")
+        "or owner/name[@revision] on the Hugging Face hub (124M)",
+    )
     add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
-    add("--temperature", type=number(float, 0), metavar="T",
+    add(
+        "--temperature",
+        type=number(float, 0),
+        metavar="T",
         help="0 takes the most likely token each time; 1 draws from the model's own distribution; "
         "between them it is bolder than 0 and safer than 1, often best at 0.7 to 0.9 (0; 1 with "
-        "top_k, top_p or seed)")
-    add("--top_k", type=number(int, 1), metavar="K",
-        help="draw from the K most likely tokens only, such as 40")
-    add("--top_p", type=number(float, 0, 1), metavar="P",
-        help="draw from the fewest tokens that together have probability P, such as 0.9")
+        "top_k, top_p or seed)",
+    )
+    add(
+        "--top_k",
+        type=number(int, 1),
+        metavar="K",
+        help="draw from the K most likely tokens only, such as 40",
+    )
+    add(
+        "--top_p",
+        type=number(float, 0, 1),
+        metavar="P",
+        help="draw from the fewest tokens that together have probability P, such as 0.9",
+    )
     add("--seed", type=number(int, 0), help="the same seed draws the same text again")
     add("--perplexity", metavar="FILE", help="measure how well the model predicts a text, instead")
-    add("--stride", type=number(int, 1), metavar="N",
+    add(
+        "--stride",
+        type=number(int, 1),
+        metavar="N",
         help="with --perplexity: windows of the context's length start N tokens apart, and only "
         "what a window adds is counted; less is slower and gives more context (half a window)",
     )
-    add("--verbose", action="store_true",
-        help="ids, times, speeds, tokens per pass and memory on standard error")
+    add(
+        "--verbose",
+        action="store_true",
+        help="ids, times, speeds, tokens per pass and memory on standard error",
+    )
     args = parser.parse_args(argv)
     if args.perplexity is not None and args.prompt is not None:
         parser.error("--perplexity measures a file and takes no prompt")
@@ -390,8 +441,15 @@ def complete(prompt, encoder, hparams, params, args):
 
     def watched():
         for i in generate(
-            inputs, params, hparams["n_head"], args.n_tokens_to_generate,
-            hparams["layer_norm_epsilon"], eos, args.seed, passes=passes, **sampling,
+            inputs,
+            params,
+            hparams["n_head"],
+            args.n_tokens_to_generate,
+            hparams["layer_norm_epsilon"],
+            eos,
+            args.seed,
+            passes=passes,
+            **sampling,
         ):
             ids.append(i)
             times.append(time.perf_counter())

@@ -73,9 +73,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     try:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-        encoder, hparams, params = load_encoder_hparams_and_params(
-            args.model_size, args.models_dir
-        )
+        encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
         eps, eos = hparams["layer_norm_epsilon"], hparams["eos_token_id"]
         inputs = encoder.encode(args.prompt)[-hparams["n_ctx"] :] or [eos]
         if inputs == [None]:

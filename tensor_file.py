@@ -12,15 +12,28 @@ import os
 import numpy as np
 
 BF16 = np.dtype([("bfloat16", "<u2")])  # NumPy has no such number: its two bytes, to be widened
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "I64": "<i8", "I32": "<i4",
-          "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
-          "BOOL": "?"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": BF16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
 DTYPES = {name: np.dtype(dtype) for name, dtype in DTYPES.items()}
 MAX_JSON = 16 << 20  # bytes; the real ones have 14 KB (header) and 1 MB (vocabulary)
 
 
 def read_json(path, data=None):
     """-> the dict in a JSON file (or in data, read from it); strict: no duplicate keys, no NaN."""
+
     def unique(pairs):
         if len(pairs) != len(dict(pairs)):
             raise ValueError("a key occurs twice")
@@ -93,9 +106,13 @@ def read_safetensors(path):
 
 def check_entry(path, name, entry):
     """-> (begin, end) of a tensor of a safetensors header, once dtype, shape and offsets agree."""
+
     def whole(numbers):
-        return isinstance(numbers, list) and len(numbers) <= 16 and all(
-            type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+        return (
+            isinstance(numbers, list)
+            and len(numbers) <= 16
+            and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+        )
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{path}: tensor {name!r} has no dtype, shape and data_offsets")
@@ -122,10 +139,13 @@ def write_safetensors(path, tensors, metadata=None, dtype=None):
         header["__metadata__"] = metadata
     stored = {name: np.dtype(dtype or x.dtype) for name, x in tensors.items()}
     order = sorted(tensors, key=lambda name: -stored[name].itemsize)  # keeps small ones from
-    for name in order:                                                # unaligning the large
+    for name in order:  # unaligning the large
         begin, end = end, end + tensors[name].size * stored[name].itemsize
-        header[name] = {"dtype": names[stored[name]], "shape": tensors[name].shape,
-                        "data_offsets": (begin, end)}
+        header[name] = {
+            "dtype": names[stored[name]],
+            "shape": tensors[name].shape,
+            "data_offsets": (begin, end),
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % 64)
     with write_atomic(path) as file:

@@ -28,8 +28,10 @@ def read_checkpoint(prefix, verify=False):
         if shard not in shards:
             shards[shard] = map_file(data)
         if not ends.get(shard, 0) <= begin <= end <= len(shards[shard]):
-            raise ValueError(f"{data}: has {len(shards[shard])} bytes, but tensor {name} lies from "
-                             f"{begin} to {end}: cut off, or of another index")
+            raise ValueError(
+                f"{data}: has {len(shards[shard])} bytes, but tensor {name} lies from "
+                f"{begin} to {end}: cut off, or of another index"
+            )
         ends[shard] = end
         if verify and masked_crc32c(memoryview(shards[shard])[begin:end]) != crc:
             raise ValueError(f"{data}: tensor {name} is damaged: its CRC-32C is another")
@@ -59,8 +61,9 @@ def read_entry(key, value):
     """BundleEntryProto -> (shard, begin, end, name, dtype, shape, masked CRC-32C)."""
     name, fields = ascii(key.decode("utf-8"))[1:-1], dict(read_proto(value))
     number, proto, shard, begin, size, crc = (  # tag: field number, then wire type in 3 bits
-        fields.get(tag, default) for tag, default in
-        ((0x08, 0), (0x12, b""), (0x18, 0), (0x20, 0), (0x28, 0), (0x35, 0)))
+        fields.get(tag, default)
+        for tag, default in ((0x08, 0), (0x12, b""), (0x18, 0), (0x20, 0), (0x28, 0), (0x35, 0))
+    )
     dims = [dict(read_proto(dim)).get(0x08, 0) for tag, dim in read_proto(proto) if tag == 0x12]
     if number not in DTYPES or 0x3A in fields:
         raise ValueError(f"tensor {name} has dtype {number}, or is stored in slices")
@@ -93,10 +96,10 @@ def read_block(data, handle):
     end = offset + varint(handle, position)[0]
     if end + 5 > len(data) or end < offset + 4 or data[end]:
         raise ValueError("a block is compressed or lies outside the file")
-    if masked_crc32c(data[offset:end + 1]) != int.from_bytes(data[end + 1:end + 5], "little"):
+    if masked_crc32c(data[offset : end + 1]) != int.from_bytes(data[end + 1 : end + 5], "little"):
         raise ValueError("the CRC-32C of a block is another")
-    end -= 4 + 4 * int.from_bytes(data[end - 4:end], "little")  # restart offsets and their number
-    block, position, key = data[offset:max(end, offset)], 0, b""
+    end -= 4 + 4 * int.from_bytes(data[end - 4 : end], "little")  # restart offsets and their number
+    block, position, key = data[offset : max(end, offset)], 0, b""
     while position < len(block):
         shared, position = varint(block, position)
         unshared, position = varint(block, position)
@@ -118,10 +121,10 @@ def read_proto(data):
             value, position = varint(data, position)
         elif tag & 7 == 2:
             length, position = varint(data, position)
-            value, position = data[position:position + length], position + length
+            value, position = data[position : position + length], position + length
         elif tag & 7 in (1, 5):
             length = 8 if tag & 7 == 1 else 4
-            value = int.from_bytes(data[position:position + length], "little")
+            value = int.from_bytes(data[position : position + length], "little")
             position += length
         else:
             raise ValueError("a message is damaged")
@@ -133,7 +136,7 @@ def read_proto(data):
 def varint(data, position):
     """Seven bits a byte, the low ones first: b"\\xac\\x02", 0 -> 300 and the next position, 2."""
     number = 0
-    for i, byte in enumerate(data[position:position + 10]):
+    for i, byte in enumerate(data[position : position + 10]):
         number |= (byte & 127) << 7 * i
         if byte < 128:
             return number, position + i + 1
@@ -163,15 +166,15 @@ def masked_crc32c(data):
     data, window = np.frombuffer(data, np.uint8), np.zeros(8 * A + BLOCK, np.uint8)
     first = len(data) % BLOCK
     # These bytes lead from remainder 0, where zeros in front change nothing, to 0xffffffff.
-    window[len(window) - first - 4:len(window) - first] = list(b"Td\x1fd")
+    window[len(window) - first - 4 : len(window) - first] = list(b"Td\x1fd")
     for end in range(first, len(data) + 1, BLOCK):
-        part = data[max(end - BLOCK, 0):end]
-        window[len(window) - len(part):] = part
+        part = data[max(end - BLOCK, 0) : end]
+        window[len(window) - len(part) :] = part
         fold(window.view(np.uint64), BLOCK // 8)
-        window[:8 * A] = window[BLOCK:]
+        window[: 8 * A] = window[BLOCK:]
     fold(window, 7 * A)
     crc = 0
-    for byte in window[7 * A:8 * A].tolist():
+    for byte in window[7 * A : 8 * A].tolist():
         crc = REMAINDERS[(crc ^ byte) & 255] ^ crc >> 8
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -180,6 +183,6 @@ def masked_crc32c(data):
 def fold(window, n):
     """XOR the first n elements onto later ones, in place; the remainder of the rest is the same."""
     for start in range(0, n, A - B):  # elements of one slice do not reach each other
-        x = window[start:min(start + A - B, n)]
+        x = window[start : min(start + A - B, n)]
         for shift in (A - B, A - C, A):
-            window[start + shift:start + shift + len(x)] ^= x
+            window[start + shift : start + shift + len(x)] ^= x

@@ -34,8 +34,18 @@ from tensor_file import read_safetensors, write_atomic, write_safetensors
 from utils import flatten, load_encoder_hparams_and_params, nest, save_model
 
 SHAPE = {"vocab_size": 2048, "n_layer": 6, "n_head": 4, "n_embd": 256, "n_ctx": 256}
-FIXED = ("text", "val_fraction", "lowercase", "stopwords", "merge_dropout", "init_from", "dtype",
-         "seed", "optimizer", *SHAPE)  # what --resume may not change
+FIXED = (
+    "text",
+    "val_fraction",
+    "lowercase",
+    "stopwords",
+    "merge_dropout",
+    "init_from",
+    "dtype",
+    "seed",
+    "optimizer",
+    *SHAPE,
+)  # what --resume may not change
 PIECE = 2**16  # numbers of a flat vector that the optimiser takes at a time: they stay in cache
 MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
 COPIES = 16  # of the text, each cut into other tokens, with --merge_dropout
@@ -144,15 +154,9 @@ def init_params(n_vocab, n_ctx, n_embd, n_layer, rng):
         std = 0.02 / math.sqrt(2 * n_layer)
         return {
             "ln_1": layer_norm(),
-            "attn": {
-                "c_attn": linear(n_embd, 3 * n_embd),
-                "c_proj": linear(n_embd, n_embd, std),
-            },
+            "attn": {"c_attn": linear(n_embd, 3 * n_embd), "c_proj": linear(n_embd, n_embd, std)},
             "ln_2": layer_norm(),
-            "mlp": {
-                "c_fc": linear(n_embd, 4 * n_embd),
-                "c_proj": linear(4 * n_embd, n_embd, std),
-            },
+            "mlp": {"c_fc": linear(n_embd, 4 * n_embd), "c_proj": linear(4 * n_embd, n_embd, std)},
         }
 
     return {
@@ -288,9 +292,14 @@ def train_step(pool, state, ids, step, lr, hparams, args):
         state["g"][thread] = 0
         return sum(
             loss_and_gradient(
-                state["params"], state["gradients"][thread], pieces[i], hparams["n_head"],
-                hparams["layer_norm_epsilon"], args.dropout,
-                np.random.default_rng([args.seed, step, i]), n_targets,
+                state["params"],
+                state["gradients"][thread],
+                pieces[i],
+                hparams["n_head"],
+                hparams["layer_norm_epsilon"],
+                args.dropout,
+                np.random.default_rng([args.seed, step, i]),
+                n_targets,
             )
             for i in range(thread, len(pieces), n_threads)
         )
@@ -370,8 +379,10 @@ def open_run(args):
     if args.init_from:
         encoder, hparams, params = load_encoder_hparams_and_params(args.init_from, args.models_dir)
         if (args.n_ctx or 0) > hparams["n_ctx"]:
-            raise ValueError(f"{args.init_from} has a context of {hparams['n_ctx']} tokens: "
-                             f"--n_ctx {args.n_ctx} is more")
+            raise ValueError(
+                f"{args.init_from} has a context of {hparams['n_ctx']} tokens: "
+                f"--n_ctx {args.n_ctx} is more"
+            )
     if not saved:
         encoder, run = prepare(args, encoder, args.n_ctx or hparams["n_ctx"])
     if not args.init_from:
@@ -438,9 +449,15 @@ def train(args):
     before, start, first, losses = run["seconds"], time.perf_counter(), run["step"], []
     # A loss that is no number ends the run with one line of ours, so NumPy need not warn.
     quiet = {"initializer": np.seterr, "initargs": ("ignore",)}
-    with ThreadPoolExecutor(args.threads, **quiet) as pool, tqdm(
-        total=None if args.minutes else args.iterations, initial=first, unit="step", disable=None,
-    ) as bar:
+    with (
+        ThreadPoolExecutor(args.threads, **quiet) as pool,
+        tqdm(
+            total=None if args.minutes else args.iterations,
+            initial=first,
+            unit="step",
+            disable=None,
+        ) as bar,
+    ):
         while (progress := how_far(run, args)) < 1:
             left = train_ids[int(progress * run["n_noisy"]) :]  # in the end the text as it is
             ids = batch(left, run["step"], n_ctx, args)
@@ -583,53 +600,106 @@ def parse_arguments(argv):
     add("--evaluate", metavar="MODEL", help="measure this model on the text instead")
     add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true",
-        help="go on from the last checkpoint in --out, with its options unless given again")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, with its options unless given again",
+    )
     add("--overwrite", action="store_true", help="replace what --out holds")
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--n_layer", type=whole, help="layers (6)")
     add("--n_head", type=whole, help="heads, a divisor of n_embd (4)")
     add("--n_embd", type=whole, help="numbers a token (256)")
-    add("--n_ctx", type=whole,
+    add(
+        "--n_ctx",
+        type=whole,
         help="tokens of context, in training and after (256); with --init_from, in training only "
-        "(the model's)")
-    add("--vocab_size", type=gpt2.number(int, 257),
-        help="tokens to learn from the text; 257: its bytes alone, a character model (2048)")
-    add("--init_from", metavar="MODEL",
-        help="take weights, shape and tokenizer of this model: a size, a directory, a hub id")
+        "(the model's)",
+    )
+    add(
+        "--vocab_size",
+        type=gpt2.number(int, 257),
+        help="tokens to learn from the text; 257: its bytes alone, a character model (2048)",
+    )
+    add(
+        "--init_from",
+        metavar="MODEL",
+        help="take weights, shape and tokenizer of this model: a size, a directory, a hub id",
+    )
     add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
-    add("--dtype", choices=["float32", "float16"], default="float32",
-        help="of the written weights; float16 halves the file (float32)")
+    add(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of the written weights; float16 halves the file (float32)",
+    )
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--batch_size", type=whole, default=12, help="sequences a step, accumulated in pieces (12)")
-    add("--iterations", type=whole, default=600,
-        help="steps of the run (600: ten minutes for the default shape on two cores)")
+    add(
+        "--iterations",
+        type=whole,
+        default=600,
+        help="steps of the run (600: ten minutes for the default shape on two cores)",
+    )
     add("--minutes", type=gpt2.number(float, 0.01), help="length of the run, instead of iterations")
-    add("--learning_rate", type=gpt2.number(float, 0), default=4e-3,
-        help="at its highest (4e-3; a tenth of it or less with --init_from)")
-    add("--warmup", type=gpt2.number(float, 1e-6, 1), default=0.05,
-        help="share of the run in which the rate rises (0.05)")
-    add("--dropout", type=gpt2.number(float, 0, 0.99), default=0.1,
-        help="share of the values that each layer adds, left out at random (0.1)")
+    add(
+        "--learning_rate",
+        type=gpt2.number(float, 0),
+        default=4e-3,
+        help="at its highest (4e-3; a tenth of it or less with --init_from)",
+    )
+    add(
+        "--warmup",
+        type=gpt2.number(float, 1e-6, 1),
+        default=0.05,
+        help="share of the run in which the rate rises (0.05)",
+    )
+    add(
+        "--dropout",
+        type=gpt2.number(float, 0, 0.99),
+        default=0.1,
+        help="share of the values that each layer adds, left out at random (0.1)",
+    )
     add("--weight_decay", type=gpt2.number(float, 0), default=0.1, help="of matrices (0.1)")
-    add("--optimizer", choices=["muon", "adamw"], default="muon",
-        help="for matrices in blocks (muon)")
-    add("--eval_interval", type=whole, default=100,
-        help="steps between evaluations and checkpoints (100)")
-    add("--seed", type=gpt2.number(int, 0), default=0,
-        help="the same seed and threads, the same run (0)")
+    add(
+        "--optimizer",
+        choices=["muon", "adamw"],
+        default="muon",
+        help="for matrices in blocks (muon)",
+    )
+    add(
+        "--eval_interval",
+        type=whole,
+        default=100,
+        help="steps between evaluations and checkpoints (100)",
+    )
+    add(
+        "--seed",
+        type=gpt2.number(int, 0),
+        default=0,
+        help="the same seed and threads, the same run (0)",
+    )
     add("--threads", type=whole, default=os.cpu_count() or 1, help="(one a core)")
     group = parser.add_argument_group("text")
     add = group.add_argument
-    add("--val_fraction", type=gpt2.number(float, 0, 1), metavar="SHARE",
-        help="held-out tail (0.1); with --evaluate, measure this tail only")
+    add(
+        "--val_fraction",
+        type=gpt2.number(float, 0, 1),
+        metavar="SHARE",
+        help="held-out tail (0.1); with --evaluate, measure this tail only",
+    )
     add("--lowercase", action="store_true", help="train on the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
-    add("--merge_dropout", type=gpt2.number(float, 0, 1), default=0.0, metavar="SHARE",
+    add(
+        "--merge_dropout",
+        type=gpt2.number(float, 0, 1),
+        default=0.0,
+        metavar="SHARE",
         help=f"train on {COPIES} copies of the text, all but the last without some of the merges, "
-        "at first this share: keeps a long run from learning a small text by heart (0)")
+        "at first this share: keeps a long run from learning a small text by heart (0)",
+    )
     add("--stride", type=whole, help="with --evaluate: step between windows (an eighth of n_ctx)")
     args = parser.parse_args(argv)
     if args.resume and args.out:
@@ -639,8 +709,10 @@ def parse_arguments(argv):
         args.out = os.path.join(os.curdir, args.out)  # a path for gpt2.py, too, and no name
     if not args.plot:
         if not args.text:
-            parser.error("which text? give one or more files"
-                         + f"; {args.out} holds no unfinished run" * args.resume)
+            parser.error(
+                "which text? give one or more files"
+                + f"; {args.out} holds no unfinished run" * args.resume
+            )
         if not (args.out or args.evaluate):
             parser.error("where to? give --out DIR")
     if not args.init_from:
@@ -676,8 +748,10 @@ def main(argv=None):
         gpt2.say("\ntrain.py: stopped" + "; --resume goes on from the last checkpoint" * bool(left))
         return 130
     except MemoryError as error:
-        gpt2.say(f"train.py: error: not enough memory ({error}): take a smaller model, "
-            "--n_ctx or --batch_size")
+        gpt2.say(
+            f"train.py: error: not enough memory ({error}): take a smaller model, "
+            "--n_ctx or --batch_size"
+        )
         return 1
     except (ValueError, OSError) as error:
         gpt2.say(f"train.py: error: {error}")

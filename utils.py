@@ -26,13 +26,25 @@ REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*))?"  # o
 # Keys absent from config.json take transformers' defaults, but for eos_token_id, which is looked up
 # in the vocabulary. Of FIXED, another value than the ones
 # here is another model, and the first one is the default.
-DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
-            "n_inner": None, "layer_norm_epsilon": 1e-5, "eos_token_id": None,
-            "tie_word_embeddings": True}
-FIXED = {"model_type": ("gpt2",),
-         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # the tanh form
-         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
-         "reorder_and_upcast_attn": (False,), "add_cross_attention": (False,)}
+DEFAULTS = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_inner": None,
+    "layer_norm_epsilon": 1e-5,
+    "eos_token_id": None,
+    "tie_word_embeddings": True,
+}
+FIXED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # the tanh form
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+}
 
 
 class UnknownModel(ValueError):
@@ -61,17 +73,21 @@ def find_model(model_size, models_dir):
     if holds_model(directory) or (directory.is_dir() and not repo and model_size not in SIZES):
         if (directory / "incomplete").is_dir():  # fetching was killed just before its end
             from fetch import clean
+
             clean(directory)
         return directory
     if not repo and model_size not in SIZES:
         found = sorted(p.name for p in models_dir.glob("*") if holds_model(p))
-        raise UnknownModel(f"unknown model {model_size!r}: known sizes are {', '.join(SIZES)}; in "
-                           f"{models_dir} there is {', '.join(found) or 'none'}; a path or a "
-                           "repository owner/name of the Hugging Face hub will do as well")
+        raise UnknownModel(
+            f"unknown model {model_size!r}: known sizes are {', '.join(SIZES)}; in "
+            f"{models_dir} there is {', '.join(found) or 'none'}; a path or a "
+            "repository owner/name of the Hugging Face hub will do as well"
+        )
     repo, revision = SIZES.get(model_size) or repo.groups(default="main")
     if cached := find_cached(repo, revision):
         return cached
     from fetch import fetch  # it imports requests, which costs more time than all the rest
+
     fetch(model_size, repo, revision, directory)
     return directory
 
@@ -115,11 +131,13 @@ def load_model(directory):
 
 
 def hparams_of(config, encoder):
-    return {"n_vocab": config["vocab_size"], "n_ctx": config["n_positions"],
-            **{name: config[name] for name in ("n_embd", "n_head", "n_layer")},
-            "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
-            "eos_token_id": encoder.eot if config["eos_token_id"] is None
-            else config["eos_token_id"]}
+    return {
+        "n_vocab": config["vocab_size"],
+        "n_ctx": config["n_positions"],
+        **{name: config[name] for name in ("n_embd", "n_head", "n_layer")},
+        "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+        "eos_token_id": encoder.eot if config["eos_token_id"] is None else config["eos_token_id"],
+    }
 
 
 def read_model(directory):
@@ -133,17 +151,24 @@ def read_model(directory):
         tensors = strip_names(directory, tensors, config["tie_word_embeddings"])
     elif prefix:
         from tf_checkpoint import read_checkpoint
+
         config = read_config(directory / "hparams.json")
         tensors = from_openai(read_checkpoint(prefix))
     elif (directory / "pytorch_model.bin").is_file():
-        raise ValueError(f"{directory}/pytorch_model.bin is a pickle, which can run any code, and "
-                         "is not opened: convert it to model.safetensors")
+        raise ValueError(
+            f"{directory}/pytorch_model.bin is a pickle, which can run any code, and "
+            "is not opened: convert it to model.safetensors"
+        )
     else:
-        raise FileNotFoundError(f"{directory} holds no model: neither model.safetensors nor "
-                                "OpenAI's model.ckpt.index and its data")
+        raise FileNotFoundError(
+            f"{directory} holds no model: neither model.safetensors nor "
+            "OpenAI's model.ckpt.index and its data"
+        )
     if encoder.n_vocab > config["vocab_size"]:
-        raise ValueError(f"{directory}: the vocabulary has {encoder.n_vocab} tokens, the model "
-                         f"{config['vocab_size']}")
+        raise ValueError(
+            f"{directory}: the vocabulary has {encoder.n_vocab} tokens, the model "
+            f"{config['vocab_size']}"
+        )
     return encoder, config, tensors
 
 
@@ -161,8 +186,9 @@ def read_weight_map(index):
     """-> {name of a tensor: name of the file beside the index that holds it}"""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
-            isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)
-            for file in weight_map.values()):
+        isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)
+        for file in weight_map.values()
+    ):
         raise ValueError(f"{index}: weight_map is not a dict of names of files beside it")
     return weight_map
 
@@ -202,8 +228,9 @@ def strip_names(directory, tensors, tied):
     if head is None and not tied:
         raise ValueError(f"{directory}: tensor lm_head.weight is missing, and not tied to wte")
     if head is not None and wte is not None and not same(head, wte):
-        raise ValueError(f"{directory}: tensor lm_head.weight differs from wte.weight: another "
-                         "architecture")
+        raise ValueError(
+            f"{directory}: tensor lm_head.weight differs from wte.weight: another architecture"
+        )
     return bare
 
 
@@ -212,8 +239,10 @@ def same(x, y):
     if x.dtype != y.dtype or x.shape != y.shape:
         return False
     x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (x, y))
-    return all(np.array_equal(x[i:i + (1 << 20)], y[i:i + (1 << 20)])
-               for i in range(0, len(x), 1 << 20))
+    return all(
+        np.array_equal(x[i : i + (1 << 20)], y[i : i + (1 << 20)])
+        for i in range(0, len(x), 1 << 20)
+    )
 
 
 def from_openai(tensors):
@@ -248,17 +277,25 @@ def nest(directory, config, tensors, convert=widen):
         return {"w": take(f"{name}.weight", m, n), "b": take(f"{name}.bias", n)}
 
     def block(name):
-        return {"ln_1": norm(f"{name}.ln_1"),
-                "attn": {"c_attn": linear(f"{name}.attn.c_attn", n_embd, 3 * n_embd),
-                         "c_proj": linear(f"{name}.attn.c_proj", n_embd, n_embd)},
-                "ln_2": norm(f"{name}.ln_2"),
-                "mlp": {"c_fc": linear(f"{name}.mlp.c_fc", n_embd, n_inner),
-                        "c_proj": linear(f"{name}.mlp.c_proj", n_inner, n_embd)}}
+        return {
+            "ln_1": norm(f"{name}.ln_1"),
+            "attn": {
+                "c_attn": linear(f"{name}.attn.c_attn", n_embd, 3 * n_embd),
+                "c_proj": linear(f"{name}.attn.c_proj", n_embd, n_embd),
+            },
+            "ln_2": norm(f"{name}.ln_2"),
+            "mlp": {
+                "c_fc": linear(f"{name}.mlp.c_fc", n_embd, n_inner),
+                "c_proj": linear(f"{name}.mlp.c_proj", n_inner, n_embd),
+            },
+        }
 
-    params = {"wte": take("wte.weight", config["vocab_size"], n_embd),
-              "wpe": take("wpe.weight", config["n_positions"], n_embd),
-              "blocks": [block(f"h.{i}") for i in range(config["n_layer"])],
-              "ln_f": norm("ln_f")}
+    params = {
+        "wte": take("wte.weight", config["vocab_size"], n_embd),
+        "wpe": take("wpe.weight", config["n_positions"], n_embd),
+        "blocks": [block(f"h.{i}") for i in range(config["n_layer"])],
+        "ln_f": norm("ln_f"),
+    }
     if left:
         raise ValueError(f"{directory}: tensor {min(left)!r} is no part of this architecture")
     return params
@@ -274,8 +311,11 @@ def flatten(params, name=""):
     if isinstance(params, list):
         params = dict(enumerate(params))
     keys = {"blocks": "h", "g": "weight", "w": "weight", "b": "bias"}
-    return {path: x for key, value in params.items()
-            for path, x in flatten(value, f"{name}.{keys.get(key, key)}".lstrip(".")).items()}
+    return {
+        path: x
+        for key, value in params.items()
+        for path, x in flatten(value, f"{name}.{keys.get(key, key)}".lstrip(".")).items()
+    }
 
 
 def save_model(directory, hparams, params, encoder, dtype="float32"):
@@ -294,13 +334,19 @@ def save_model(directory, hparams, params, encoder, dtype="float32"):
 
 def write_config(directory, hparams, params, dtype="float32"):
     n_embd, n_inner = params["blocks"][0]["mlp"]["c_fc"]["w"].shape
-    config = {"architectures": ["GPT2LMHeadModel"], "dtype": dtype,
-              **{name: values[0] for name, values in FIXED.items()},
-              "vocab_size": hparams["n_vocab"], "n_positions": hparams["n_ctx"],
-              **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")},
-              "n_inner": None if n_inner == 4 * n_embd else n_inner,
-              "layer_norm_epsilon": hparams["layer_norm_epsilon"], "tie_word_embeddings": True,
-              "bos_token_id": hparams["eos_token_id"], "eos_token_id": hparams["eos_token_id"]}
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "dtype": dtype,
+        **{name: values[0] for name, values in FIXED.items()},
+        "vocab_size": hparams["n_vocab"],
+        "n_positions": hparams["n_ctx"],
+        **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")},
+        "n_inner": None if n_inner == 4 * n_embd else n_inner,
+        "layer_norm_epsilon": hparams["layer_norm_epsilon"],
+        "tie_word_embeddings": True,
+        "bos_token_id": hparams["eos_token_id"],
+        "eos_token_id": hparams["eos_token_id"],
+    }
     with write_atomic(directory / "config.json") as file:
         file.write(json.dumps(config, indent=2).encode() + b"\n")
 

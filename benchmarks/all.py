@@ -28,8 +28,12 @@ def part(name, title=None):
 
 def tables():
     places = {
-        "README.md": {"peers": part("peers"), "sizes": part("sizes"), "encoder": part("encoder"),
-                      "training": part("train_step")},
+        "README.md": {
+            "peers": part("peers"),
+            "sizes": part("sizes"),
+            "encoder": part("encoder"),
+            "training": part("train_step"),
+        },
         "docs/speed.md": {
             "token": part("breakdown", "A token by its position"),
             "rows": part("breakdown", "A pass by its rows"),
@@ -43,9 +47,12 @@ def tables():
     for name, tables in places.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         for marker, table in tables.items():
-            text = re.sub(rf"(<!-- {marker} -->\n).*?(?=<!-- end -->)",
-                          lambda found, table=table: f"{found[1]}\n{table}\n\n", text,
-                          flags=re.DOTALL)
+            text = re.sub(
+                rf"(<!-- {marker} -->\n).*?(?=<!-- end -->)",
+                lambda found, table=table: f"{found[1]}\n{table}\n\n",
+                text,
+                flags=re.DOTALL,
+            )
         (ROOT / name).write_text(text, encoding="utf-8")
 
 
@@ -57,11 +64,18 @@ def main():
     vocabulary, text = args.shared / "gpt2-vocab", args.shared / "data" / "tinyshakespeare.txt"
     with tempfile.TemporaryDirectory() as models:
         model = Path(models) / "124M-repeats"
-        for command in [] if args.only else (
-            ["peers.py", vocabulary, "--models", models],
-            ["peers.py", vocabulary, *SIZES],
-            ["breakdown.py", model], ["tricks.py"], ["train_step.py"],
-            ["train_run.py", text, "--model", model], ["encoder.py", vocabulary, text],
+        for command in (
+            []
+            if args.only
+            else (
+                ["peers.py", vocabulary, "--models", models],
+                ["peers.py", vocabulary, *SIZES],
+                ["breakdown.py", model],
+                ["tricks.py"],
+                ["train_step.py"],
+                ["train_run.py", text, "--model", model],
+                ["encoder.py", vocabulary, text],
+            )
         ):
             command[0] = ROOT / "benchmarks" / command[0]
             subprocess.run([sys.executable, *map(str, command)], check=True)

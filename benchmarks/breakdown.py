@@ -40,8 +40,15 @@ list(gpt2.generate([464, 3290][: h["n_vocab"]], p, h["n_head"], 1)); lap()
 list(gpt2.generate([464, 3290][: h["n_vocab"]], p, h["n_head"], 1)); lap()
 print(json.dumps([b - a for a, b in zip(t, t[1:])]))
 """
-LAPS = ["import numpy", "import gpt2", "import utils, encoder (regex)", "vocabulary",
-        "vocabulary again, and weights mapped", "first token: weights touched", "the same, warm"]
+LAPS = [
+    "import numpy",
+    "import gpt2",
+    "import utils, encoder (regex)",
+    "vocabulary",
+    "vocabulary again, and weights mapped",
+    "first token: weights touched",
+    "the same, warm",
+]
 
 
 def timed(function, n=1):
@@ -56,8 +63,11 @@ def startup(directory, rounds):
     laps = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", STARTUP, str(ROOT), str(directory)],
-                              capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", STARTUP, str(ROOT), str(directory)],
+            capture_output=True,
+            check=True,
+        )
         seconds = json.loads(done.stdout)
         laps.append([time.perf_counter() - begin - sum(seconds), *seconds])
     columns = map(median, zip(*laps))
@@ -66,9 +76,16 @@ def startup(directory, rounds):
 
 def decoding(params, n_head, rounds, positions):
     """Seconds of a token at each position, beside those of its products alone."""
-    matrices = [x[k] for block in params["blocks"]
-                for x, k in ((block["attn"]["c_attn"], "w"), (block["attn"]["c_proj"], "w"),
-                             (block["mlp"]["c_fc"], "w"), (block["mlp"]["c_proj"], "w"))]
+    matrices = [
+        x[k]
+        for block in params["blocks"]
+        for x, k in (
+            (block["attn"]["c_attn"], "w"),
+            (block["attn"]["c_proj"], "w"),
+            (block["mlp"]["c_fc"], "w"),
+            (block["mlp"]["c_proj"], "w"),
+        )
+    ]
     matrices.append(params["wte"].T)
     rows = [np.ones((1, len(w)), np.float32) for w in matrices]
 
@@ -92,8 +109,14 @@ def decoding(params, n_head, rounds, positions):
         times["calls"].append(timed(calls, 30))
         times["floor"].append(timed(products, 3))
         for n in positions:
-            times[n].append(timed(lambda n=n: gpt2.gpt2(
-                [5], **params, n_head=n_head, cache=cache, n_past=n, n_logits=1), 3))
+            times[n].append(
+                timed(
+                    lambda n=n: gpt2.gpt2(
+                        [5], **params, n_head=n_head, cache=cache, n_past=n, n_logits=1
+                    ),
+                    3,
+                )
+            )
     return [(key, median(column)) for key, column in times.items()]
 
 
@@ -104,8 +127,13 @@ def passes(params, n_head, rounds, widths):
     times = {n: [] for n in widths}
     for _ in range(rounds):
         for n in widths:
-            times[n].append(timed(lambda n=n: gpt2.gpt2(
-                [5] * n, **params, n_head=n_head, cache=cache, n_past=100, n_logits=n)))
+            times[n].append(
+                timed(
+                    lambda n=n: gpt2.gpt2(
+                        [5] * n, **params, n_head=n_head, cache=cache, n_past=100, n_logits=n
+                    )
+                )
+            )
     return [(n, median(column)) for n, column in times.items()]
 
 
@@ -121,13 +149,23 @@ def main():
     positions = [n for n in (1, 50, 200, 500, 990) if n + 32 <= n_ctx]
     found = decoding(params, hparams["n_head"], args.rounds, positions)
     floor = dict(found)["floor"]
-    lines += ["", "### A token by its position", "", "| position | ms | of the floor |",
-              "| --- | --- | --- |"]
+    lines += [
+        "",
+        "### A token by its position",
+        "",
+        "| position | ms | of the floor |",
+        "| --- | --- | --- |",
+    ]
     lines += [f"| {n} | {s * 1e3:.2f} | {s / floor:.2f} |" for n, s in found]
     found = passes(params, hparams["n_head"], args.rounds, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
     one = found[0][1]
-    lines += ["", "### A pass by its rows", "", "| rows | ms | of one row | per row |",
-              "| --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "### A pass by its rows",
+        "",
+        "| rows | ms | of one row | per row |",
+        "| --- | --- | --- | --- |",
+    ]
     lines += [f"| {n} | {s * 1e3:.1f} | {s / one:.2f} | {s / one / n:.2f} |" for n, s in found]
     print("\n".join(lines))
     results = ROOT / "benchmarks" / "results"

@@ -27,13 +27,18 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-SHAPES = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280),
-          "1558M": (48, 25, 1600)}
+SHAPES = {
+    "124M": (12, 12, 768),
+    "355M": (24, 16, 1024),
+    "774M": (36, 20, 1280),
+    "1558M": (48, 25, 1600),
+}
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
 
 
 def shapes(size):
     from make_golden_tf import gpt2_shapes
+
     n_layer, n_head, n_embd = SHAPES[size]
     return gpt2_shapes(50257, 1024, n_embd, n_head, n_layer)
 
@@ -42,15 +47,19 @@ def write_data(file, n_bytes):
     """Bytes whose float32 are finite."""
     noise = np.random.default_rng(0).integers(0, 127, 1 << 26, np.uint8)
     for start in range(0, n_bytes, len(noise)):
-        file.write(noise[:n_bytes - start].data)
+        file.write(noise[: n_bytes - start].data)
 
 
 def write_hub(directory, size):
     """config.json, vocabulary and model.safetensors."""
     from utils import from_openai
-    tensors = {name: x.shape for name, x in from_openai(
-        {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes(size).items()}
-    ).items()}
+
+    tensors = {
+        name: x.shape
+        for name, x in from_openai(
+            {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes(size).items()}
+        ).items()
+    }
     n_layer, n_head, n_embd = SHAPES[size]
     tensors |= {f"h.{i}.attn.bias": (1, 1, 1024, 1024) for i in range(n_layer)}
     header, end = {}, 0
@@ -76,9 +85,19 @@ def number(n):
 def write_store(directory, size):
     """hparams.json, vocabulary, and the checkpoint with an index in which nothing is shared."""
     from tf_checkpoint import MAGIC, masked_crc32c
+
     n_layer, n_head, n_embd = SHAPES[size]
-    (directory / "hparams.json").write_text(json.dumps(
-        {"n_vocab": 50257, "n_ctx": 1024, "n_embd": n_embd, "n_head": n_head, "n_layer": n_layer}))
+    (directory / "hparams.json").write_text(
+        json.dumps(
+            {
+                "n_vocab": 50257,
+                "n_ctx": 1024,
+                "n_embd": n_embd,
+                "n_head": n_head,
+                "n_layer": n_layer,
+            }
+        )
+    )
     for old, new in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
         shutil.copy(SHARED / "gpt2-vocab" / old, directory / new)
     data, end, entries = directory / "model.ckpt.data-00000-of-00001", 0, [(b"", b"\x08\x01")]
@@ -89,14 +108,31 @@ def write_store(directory, size):
     for name, shape in tensors:
         begin, end = end, end + 4 * int(np.prod(shape))
         dims = b"".join(b"\x12" + number(len(number(n)) + 1) + b"\x08" + number(n) for n in shape)
-        entries.append((name.encode(), b"\x08\x01\x12" + number(len(dims)) + dims + b"\x20"
-                        + number(begin) + b"\x28" + number(end - begin) + b"\x35"
-                        + masked_crc32c(mapped[begin:end]).to_bytes(4, "little")))
+        entries.append(
+            (
+                name.encode(),
+                b"\x08\x01\x12"
+                + number(len(dims))
+                + dims
+                + b"\x20"
+                + number(begin)
+                + b"\x28"
+                + number(end - begin)
+                + b"\x35"
+                + masked_crc32c(mapped[begin:end]).to_bytes(4, "little"),
+            )
+        )
 
     def block(entries, offset):
         """-> the bytes of a block with its trailer, and its handle."""
-        body = b"".join(b"\0" + number(len(key)) + number(len(value)) + key + value
-                        for key, value in entries) + bytes(4) + b"\1\0\0\0"
+        body = (
+            b"".join(
+                b"\0" + number(len(key)) + number(len(value)) + key + value
+                for key, value in entries
+            )
+            + bytes(4)
+            + b"\1\0\0\0"
+        )
         trailer = b"\0" + masked_crc32c(body + b"\0").to_bytes(4, "little")
         return body + trailer, number(offset) + number(len(body))
 
@@ -119,6 +155,7 @@ def times():
 def convert(stage, directory):
     """Check and convert, in this process; print the figures as JSON."""
     from fetch import install, read_checkpoint
+
     stage, directory, done = Path(stage), Path(directory), threading.Event()
     before = peak = anonymous()
 
@@ -141,8 +178,16 @@ def convert(stage, directory):
     install(stage, directory)
     end = times()
     done.set()
-    print(json.dumps({"bytes": weights.stat().st_size, "peak": peak - before,
-                      "check": (checked - start).tolist(), "convert": (end - checked).tolist()}))
+    print(
+        json.dumps(
+            {
+                "bytes": weights.stat().st_size,
+                "peak": peak - before,
+                "check": (checked - start).tolist(),
+                "convert": (end - checked).tolist(),
+            }
+        )
+    )
 
 
 def main():
@@ -150,8 +195,10 @@ def main():
     parser.add_argument("sizes", nargs="*", choices=[*SHAPES, []], default=["124M"])
     parser.add_argument("--directory", help="where to write; default: the system's for such")
     arguments = parser.parse_args()
-    print("| weights | from | check, GB/s: clock / processor | conversion, GB/s: clock / processor "
-          "| memory, MB | largest tensor, MB |")
+    print(
+        "| weights | from | check, GB/s: clock / processor | conversion, GB/s: clock / processor "
+        "| memory, MB | largest tensor, MB |"
+    )
     print("|---|---|---|---|---|---|")
     for size in arguments.sizes:
         largest = max(4 * int(np.prod(shape)) for shape in shapes(size).values())
@@ -161,13 +208,22 @@ def main():
                 stage.mkdir()
                 target.mkdir()
                 write(stage, size)
-                run = subprocess.run([sys.executable, __file__, "--convert", stage, target],
-                                     capture_output=True, text=True, check=True)
+                run = subprocess.run(
+                    [sys.executable, __file__, "--convert", stage, target],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
             seen = json.loads(run.stdout)
-            check, conversion = (" / ".join(f"{seen['bytes'] / 1e9 / t:.2f}" for t in seen[what])
-                                 for what in ("check", "convert"))
-            print(f"| {size} | {source} | {check} | {conversion} | {seen['peak'] / 1e6:.0f} | "
-                  f"{largest / 1e6:.0f} |", flush=True)
+            check, conversion = (
+                " / ".join(f"{seen['bytes'] / 1e9 / t:.2f}" for t in seen[what])
+                for what in ("check", "convert")
+            )
+            print(
+                f"| {size} | {source} | {check} | {conversion} | {seen['peak'] / 1e6:.0f} | "
+                f"{largest / 1e6:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -120,8 +120,12 @@ def main():
         spent = statistics.median(seconds(learn, english)[0] for _ in range(args.runs))
         lines[-1] += f" Learning 1,024 merges from the English text: {spent:.2f} s."
     versions = [f"{package} {version(package)}" for package in ("regex", *list(found)[1:])]
-    lines += ["", f"{platform.machine()}, {os.cpu_count()} cores, Python "
-              f"{platform.python_version()}, {', '.join(versions)}.", ""]
+    lines += [
+        "",
+        f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {', '.join(versions)}.",
+        "",
+    ]
     print("\n".join(lines))
     results = Path(__file__).parent / "results" / "encoder.md"
     results.write_text("\n".join(lines), encoding="utf-8")

@@ -35,17 +35,26 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-SIZES = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280),
-         "1558M": (48, 25, 1600)}  # n_layer, n_head, n_embd
+SIZES = {
+    "124M": (12, 12, 768),
+    "355M": (24, 16, 1024),
+    "774M": (36, 20, 1280),
+    "1558M": (48, 25, 1600),
+}  # n_layer, n_head, n_embd
 VARIANTS = {"repeats": {"wte": 0.02, "wpe": 0.01}, "wanders": {"wte": 0.08, "wpe": 1.0}}
 SEEDS = {"repeats": 0, "wanders": 0}
 PROMPT = "Alan Turing theorized that computers would one day become"
 PROMPT_IDS = [36235, 39141, 18765, 1143, 326, 9061, 561, 530, 1110, 1716]
 DECODE, PREFILL = (40, 200), (128, 512, 1000)
 CT2, LLAMA = ("ctranslate2", "transformers", "tokenizers"), ("llama_cpp", "gguf")
-PEERS = {"transformers": ("torch", "transformers"), "CTranslate2 float32": CT2,
-         "CTranslate2 int8": CT2, "llama.cpp F32": LLAMA, "llama.cpp F16": LLAMA,
-         "llama.cpp Q8_0": LLAMA}  # name -> the modules it needs
+PEERS = {
+    "transformers": ("torch", "transformers"),
+    "CTranslate2 float32": CT2,
+    "CTranslate2 int8": CT2,
+    "llama.cpp F32": LLAMA,
+    "llama.cpp F16": LLAMA,
+    "llama.cpp Q8_0": LLAMA,
+}  # name -> the modules it needs
 OURS = {"NumPy plain": {"max_draft": 0}, "NumPy": {}}  # name -> options of generate
 
 
@@ -59,12 +68,20 @@ def make_model(directory, size, variant, vocabulary, kinds):
     from encoder import get_encoder
     from train import init_params
     from utils import save_model
+
     n_layer, n_head, n_embd = SIZES[size]
     params = init_params(50257, 1024, n_embd, n_layer, np.random.default_rng(SEEDS[variant]))
     for name, std in VARIANTS[variant].items():
         params[name] *= std / params[name].std()
-    hparams = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": n_embd, "n_head": n_head,
-               "n_layer": n_layer, "layer_norm_epsilon": 1e-5, "eos_token_id": 50256}
+    hparams = {
+        "n_vocab": 50257,
+        "n_ctx": 1024,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "n_layer": n_layer,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_id": 50256,
+    }
     encoder = get_encoder(vocabulary)
     save_model(directory, hparams, params, encoder)
     for kind in kinds:
@@ -74,6 +91,7 @@ def make_model(directory, size, variant, vocabulary, kinds):
 def convert(directory, kinds):
     """Write the model once more, for CTranslate2."""
     from ctranslate2.converters import TransformersConverter
+
     for kind in kinds:
         TransformersConverter(str(directory)).convert(str(directory / kind), quantization=kind)
 
@@ -84,9 +102,18 @@ def write_gguf(path, hparams, params, encoder, kind):
     import numpy as np
 
     from utils import flatten
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm",
-             "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
-             "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+
+    names = {
+        "wte": "token_embd",
+        "wpe": "position_embd",
+        "ln_f": "output_norm",
+        "ln_1": "attn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    }
     kind = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, "gpt2", use_temp_file=True)
     writer.add_context_length(hparams["n_ctx"])
@@ -95,14 +122,21 @@ def write_gguf(path, hparams, params, encoder, kind):
     writer.add_block_count(hparams["n_layer"])
     writer.add_head_count(hparams["n_head"])
     writer.add_layer_norm_eps(hparams["layer_norm_epsilon"])
-    writer.add_file_type(gguf.LlamaFileType[
-        {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}[kind.name]])
+    writer.add_file_type(
+        gguf.LlamaFileType[
+            {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}[kind.name]
+        ]
+    )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     tokens = sorted(encoder.encoder, key=encoder.encoder.get)
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token == "<|endoftext|>"
-                            else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_types(
+        [
+            gguf.TokenType.CONTROL if token == "<|endoftext|>" else gguf.TokenType.NORMAL
+            for token in tokens
+        ]
+    )
     writer.add_token_merges([" ".join(pair) for pair in encoder.merges])
     writer.add_bos_token_id(hparams["eos_token_id"])
     writer.add_eos_token_id(hparams["eos_token_id"])
@@ -126,6 +160,7 @@ def write_gguf(path, hparams, params, encoder, kind):
 def numpy_method(directory, options):
     import gpt2
     from utils import load_encoder_hparams_and_params
+
     _, hparams, params = load_encoder_hparams_and_params(str(directory), "")
     n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
 
@@ -135,41 +170,58 @@ def numpy_method(directory, options):
     def prefill(ids):
         cache = gpt2.new_cache(params, n_head, len(ids))
         gpt2.gpt2(ids, **params, n_head=n_head, eps=eps, cache=cache, n_logits=1)
+
     return generate, prefill
 
 
 def transformers_method(directory, threads):
     import torch
     from transformers import GPT2LMHeadModel
+
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
 
     def generate(ids, n):
         ids = torch.tensor([ids])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n,
-                             do_sample=False, eos_token_id=None, pad_token_id=0)
-        return out[0, ids.shape[1]:].tolist()
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return out[0, ids.shape[1] :].tolist()
 
     def prefill(ids):
         model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+
     return generate, prefill
 
 
 def ctranslate2_method(directory, kind, threads):
     import ctranslate2
-    model = ctranslate2.Generator(str(directory / kind), compute_type=kind, inter_threads=1,
-                                  intra_threads=threads)
+
+    model = ctranslate2.Generator(
+        str(directory / kind), compute_type=kind, inter_threads=1, intra_threads=threads
+    )
     tokens = json.loads((directory / "vocab.json").read_text("utf-8"))
     tokens = sorted(tokens, key=tokens.get)
 
     def generate(ids, n):
-        out = model.generate_batch([[tokens[i] for i in ids]], max_length=n, min_length=n,
-                                   sampling_topk=1, include_prompt_in_result=False)
+        out = model.generate_batch(
+            [[tokens[i] for i in ids]],
+            max_length=n,
+            min_length=n,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
         return out[0].sequences_ids[0]
 
     def prefill(ids):
         generate(ids, 1)
+
     return generate, prefill
 
 
@@ -177,12 +229,18 @@ def llama_method(directory, kind, threads):
     import itertools
 
     import llama_cpp
+
     if kind == "Q8_0":  # its AMX kernels crash on some processors: llama.cpp's issue 20824
         params = llama_cpp.llama_model_default_params()
         params.use_extra_bufts = False
         llama_cpp.llama_cpp.llama_model_default_params = lambda: params
-    model = llama_cpp.Llama(str(directory / f"{kind}.gguf"), n_ctx=1024, n_threads=threads,
-                            n_threads_batch=threads, verbose=False)
+    model = llama_cpp.Llama(
+        str(directory / f"{kind}.gguf"),
+        n_ctx=1024,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
 
     def generate(ids, n):
         model.reset()
@@ -191,6 +249,7 @@ def llama_method(directory, kind, threads):
     def prefill(ids):
         model.reset()
         model.eval(ids)
+
     return generate, prefill
 
 
@@ -201,7 +260,8 @@ def build(method, directory, threads):
     if name == "transformers":
         return transformers_method(directory, threads)
     return {"CTranslate2": ctranslate2_method, "llama.cpp": llama_method}[name](
-        directory, kind, threads)
+        directory, kind, threads
+    )
 
 
 def floor(directory):
@@ -209,10 +269,18 @@ def floor(directory):
     import numpy as np
 
     from utils import load_encoder_hparams_and_params
+
     params = load_encoder_hparams_and_params(str(directory), "")[2]
-    matrices = [part[name]["w"] for block in params["blocks"] for part, name in (
-        (block["attn"], "c_attn"), (block["attn"], "c_proj"),
-        (block["mlp"], "c_fc"), (block["mlp"], "c_proj"))] + [params["wte"].T]
+    matrices = [
+        part[name]["w"]
+        for block in params["blocks"]
+        for part, name in (
+            (block["attn"], "c_attn"),
+            (block["attn"], "c_proj"),
+            (block["mlp"], "c_fc"),
+            (block["mlp"], "c_proj"),
+        )
+    ] + [params["wte"].T]
     rows = [np.ones((1, len(w)), np.float32) for w in matrices]
 
     def once():
@@ -220,6 +288,7 @@ def floor(directory):
         for x, w in zip(rows, matrices):
             x @ w
         return time.perf_counter() - start
+
     once()
     return median(once() for _ in range(20))
 
@@ -269,7 +338,8 @@ if "KIND" == "Q8_0":
 model = llama_cpp.Llama(sys.argv[1] + "/KIND.gguf", n_ctx=1024, verbose=False,
                         n_threads=int(sys.argv[3]), n_threads_batch=int(sys.argv[3]))
 out = model.create_completion(sys.argv[2], max_tokens=40, temperature=0, repeat_penalty=1)
-print(out["choices"][0]["text"])"""}
+print(out["choices"][0]["text"])""",
+}
 
 
 def whole_process(method, directory, threads, env):
@@ -305,7 +375,8 @@ def serve(job, directory, *arguments):
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     result = {"make": make_model, "convert": convert, "floor": floor, "speeds": speeds}[job](
-        Path(directory), *arguments)
+        Path(directory), *arguments
+    )
     print(json.dumps(result), file=out)
 
 
@@ -318,24 +389,38 @@ def methods(chosen):
 
 def measure(directory, args, with_prefill):
     """All methods in turn, in rounds -> {method: {"decode": {n: [...]}, ...}}, seconds of floor."""
-    env = {**os.environ, **{f"{name}_NUM_THREADS": str(args.threads)
-                            for name in ("OPENBLAS", "OMP", "MKL", "VECLIB_MAXIMUM")}}
+    env = {
+        **os.environ,
+        **{
+            f"{name}_NUM_THREADS": str(args.threads)
+            for name in ("OPENBLAS", "OMP", "MKL", "VECLIB_MAXIMUM")
+        },
+    }
     results = {name: {"decode": {}, "prefill": {}, "whole": []} for name in methods(args.methods)}
     floors = []
     for _ in range(args.rounds):
         floors.append(run_worker("floor", directory, env=env))
         for method in results:
-            new = run_worker("speeds", directory, method, args.threads, args.decode,
-                             args.prefill if with_prefill else [], env=env)
+            new = run_worker(
+                "speeds",
+                directory,
+                method,
+                args.threads,
+                args.decode,
+                args.prefill if with_prefill else [],
+                env=env,
+            )
             for kind in ("decode", "prefill"):
                 for n, seconds in new[kind].items():
                     results[method][kind].setdefault(int(n), []).append(seconds)
             results[method]["tokens"] = new["tokens"]
             if with_prefill:
-                results[method]["whole"].append(
-                    whole_process(method, directory, args.threads, env))
-            print(f"  {method}: {json.dumps({k: new[k] for k in ('decode', 'prefill')})}",
-                  file=sys.stderr, flush=True)
+                results[method]["whole"].append(whole_process(method, directory, args.threads, env))
+            print(
+                f"  {method}: {json.dumps({k: new[k] for k in ('decode', 'prefill')})}",
+                file=sys.stderr,
+                flush=True,
+            )
     return results, median(floors)
 
 
@@ -371,23 +456,32 @@ def table(results, floor_seconds, args):
             base = median(seconds for seconds, _ in plain["whole"])
             row += [f"{seconds:.2f} ({base / seconds:.2f})", f"{peak:.0f}"]
         rows.append(row)
-    rows.append(["floor", *(f"{1 / floor_seconds:.1f}" for _ in args.decode),
-                 *[""] * (len(head) - len(args.decode))])
+    rows.append(
+        [
+            "floor",
+            *(f"{1 / floor_seconds:.1f}" for _ in args.decode),
+            *[""] * (len(head) - len(args.decode)),
+        ]
+    )
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def picture(path, measured, n):
     """Bars of decoding speed for each method, a panel for each model; the floor is a line."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(len(measured), figsize=(8, 0.7 + 3 * len(measured)), squeeze=False,
-                             sharex=True)
+
+    fig, axes = plt.subplots(
+        len(measured), figsize=(8, 0.7 + 3 * len(measured)), squeeze=False, sharex=True
+    )
     for ax, (title, (results, floor_seconds)) in zip(axes[:, 0], measured.items()):
         names = list(results)[::-1]
         speeds = [n / median(results[name]["decode"][n]) for name in names]
-        bars = ax.barh(names, speeds, color=["tab:blue" if name in OURS else "tab:gray"
-                                             for name in names])
+        bars = ax.barh(
+            names, speeds, color=["tab:blue" if name in OURS else "tab:gray" for name in names]
+        )
         ax.axvline(1 / floor_seconds, color="tab:red", linestyle="--")
         for label in ax.bar_label(bars, fmt="%.3g", padding=3):
             label.set_bbox({"color": "white", "pad": 1})
@@ -410,24 +504,36 @@ def machine(threads, packages):
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             pass
-    return (f"{cpu}, {os.cpu_count()} cores, {platform.system()}; {threads} threads; "
-            f"Python {platform.python_version()}, {', '.join(versions)}.")
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {platform.system()}; {threads} threads; "
+        f"Python {platform.python_version()}, {', '.join(versions)}."
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("vocabulary", nargs="?", default=ROOT.parent / "shared" / "gpt2-vocab",
-                        type=Path, help="directory of GPT-2's vocab.json and merges.txt")
+    parser.add_argument(
+        "vocabulary",
+        nargs="?",
+        default=ROOT.parent / "shared" / "gpt2-vocab",
+        type=Path,
+        help="directory of GPT-2's vocab.json and merges.txt",
+    )
     parser.add_argument("--sizes", default="124M", help=f"of {', '.join(SIZES)} (124M)")
     parser.add_argument("--variants", default="repeats,wanders", help="of the weights")
-    parser.add_argument("--methods", default=[], type=lambda text: text.split(","),
-                        help=f"of {', '.join([*OURS, *PEERS])} (all)")
+    parser.add_argument(
+        "--methods",
+        default=[],
+        type=lambda text: text.split(","),
+        help=f"of {', '.join([*OURS, *PEERS])} (all)",
+    )
     parser.add_argument("--models", type=Path, help="keep the models here (a temporary directory)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="peers", help="of the results' files (peers)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true",
-                        help="one round, less of each; prints and writes no file")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round, less of each; prints and writes no file"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -444,19 +550,28 @@ def main():
                     for method in methods(args.methods):
                         name, _, kind = method.partition(" ")
                         kinds.get(name, []).append(kind)
-                    run_worker("make", directory, size, variant, str(args.vocabulary),
-                               kinds["llama.cpp"])
+                    run_worker(
+                        "make", directory, size, variant, str(args.vocabulary), kinds["llama.cpp"]
+                    )
                     if kinds["CTranslate2"]:
                         run_worker("convert", directory, kinds["CTranslate2"])
                 print(f"{size}, {variant}", file=sys.stderr, flush=True)
                 measured[f"{size}, {variant}"] = measure(
-                    directory, args, with_prefill=variant == args.variants.split(",")[0])
-    lines = ["Medians; in brackets the speed relative to plain NumPy. benchmarks/peers.py gives "
-             "the method.", ""]
+                    directory, args, with_prefill=variant == args.variants.split(",")[0]
+                )
+    lines = [
+        "Medians; in brackets the speed relative to plain NumPy. benchmarks/peers.py gives "
+        "the method.",
+        "",
+    ]
     for title, result in measured.items():
         lines += [f"### {title}", "", *table(*result, args), ""]
-    lines += [machine(args.threads, ("numpy", "torch", "transformers", "ctranslate2",
-                                     "llama-cpp-python")), ""]
+    lines += [
+        machine(
+            args.threads, ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python")
+        ),
+        "",
+    ]
     print("\n".join(lines))
     if not args.quick:
         results = ROOT / "benchmarks" / "results"

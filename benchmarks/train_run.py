@@ -48,13 +48,24 @@ def compare(text, minutes, out):
     rows = []
     for name, rates in RATES.items():
         for rate in rates:
-            printed, seconds, memory = run(text, "--out", out, "--overwrite", "--minutes", minutes,
-                                           "--optimizer", name, "--learning_rate", rate)
+            printed, seconds, memory = run(
+                text,
+                "--out",
+                out,
+                "--overwrite",
+                "--minutes",
+                minutes,
+                "--optimizer",
+                name,
+                "--learning_rate",
+                rate,
+            )
             steps = re.findall(r"^step (\d+),", printed, re.MULTILINE)[-1]
             loss = re.findall(r"([\d.]+) nats per character", printed)[-1]
             early = max(mib for second, mib in memory if second < seconds / 10)
-            rows.append((name, rate, steps, loss, f"{early:.0f}",
-                         f"{max(mib for _, mib in memory):.0f}"))
+            rows.append(
+                (name, rate, steps, loss, f"{early:.0f}", f"{max(mib for _, mib in memory):.0f}")
+            )
             print(*rows[-1], flush=True)
     return rows
 
@@ -63,9 +74,24 @@ def fine_tune(text, model, out, optimizer):
     """-> seconds a step, peak MiB"""
     seconds = []
     for steps in 1, 4:
-        _, _, memory = run(text, "--out", out, "--overwrite", "--init_from", model, "--n_ctx", 256,
-                           "--batch_size", 4, "--iterations", steps, "--optimizer", optimizer,
-                           "--learning_rate", "1e-4")
+        _, _, memory = run(
+            text,
+            "--out",
+            out,
+            "--overwrite",
+            "--init_from",
+            model,
+            "--n_ctx",
+            256,
+            "--batch_size",
+            4,
+            "--iterations",
+            steps,
+            "--optimizer",
+            optimizer,
+            "--learning_rate",
+            "1e-4",
+        )
         log = (out / "log.csv").read_text(encoding="utf-8")
         seconds.append(float(log.split()[-1].split(",")[1]))
     return (seconds[1] - seconds[0]) / 3, max(mib for _, mib in memory)
@@ -78,18 +104,37 @@ def table(head, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("text", nargs="?", type=Path,
-                        default=ROOT.parent / "shared" / "data" / "tinyshakespeare.txt")
+    parser.add_argument(
+        "text",
+        nargs="?",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "tinyshakespeare.txt",
+    )
     parser.add_argument("--model", help="of GPT-2's size, to fine-tune")
     parser.add_argument("--minutes", type=float, default=3, help="of each run (3)")
     args = parser.parse_args()
     from peers import machine
+
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "out"
         rows = compare(args.text, args.minutes, out)
-        lines = ["### Optimisers", "", f"{args.minutes:g} minutes each, the default shape.", "",
-                 *table(["optimiser", "peak rate", "steps", "nats per character",
-                         "MiB after a tenth", "MiB to the end"], rows)]
+        lines = [
+            "### Optimisers",
+            "",
+            f"{args.minutes:g} minutes each, the default shape.",
+            "",
+            *table(
+                [
+                    "optimiser",
+                    "peak rate",
+                    "steps",
+                    "nats per character",
+                    "MiB after a tenth",
+                    "MiB to the end",
+                ],
+                rows,
+            ),
+        ]
         if args.model:
             start = Path(directory) / "start.txt"
             start.write_text(args.text.read_text(encoding="utf-8")[:100_000], encoding="utf-8")
@@ -98,12 +143,19 @@ def main():
                 seconds, mib = fine_tune(start, args.model, out, name)
                 rows.append((name, f"{seconds:.1f}", f"{mib:.0f}"))
                 print(*rows[-1], flush=True)
-            lines += ["", "### Fine-tuning 124M", "", "4 sequences of 256 tokens a step.", "",
-                      *table(["optimiser", "s a step", "peak MiB"], rows)]
+            lines += [
+                "",
+                "### Fine-tuning 124M",
+                "",
+                "4 sequences of 256 tokens a step.",
+                "",
+                *table(["optimiser", "s a step", "peak MiB"], rows),
+            ]
     lines += ["", machine(os.cpu_count(), ("numpy",)), ""]
     print("\n".join(lines))
-    (ROOT / "benchmarks" / "results" / "train_run.md").write_text("\n".join(lines),
-                                                                  encoding="utf-8")
+    (ROOT / "benchmarks" / "results" / "train_run.md").write_text(
+        "\n".join(lines), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

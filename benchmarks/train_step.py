@@ -26,8 +26,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 N_VOCAB, EPS, LR, DECAY = 65, 1e-5, 1e-3, 0.1  # 65: the characters of tiny Shakespeare
 SHAPES = {  # n_layer, n_head, n_embd, n_ctx, batch, steps in a group
-    "0.8M": (4, 4, 128, 64, 12, 21), "4.8M": (6, 8, 256, 256, 16, 3),
-    "10.8M": (6, 6, 384, 256, 16, 3)}
+    "0.8M": (4, 4, 128, 64, 12, 21),
+    "4.8M": (6, 8, 256, 256, 16, 3),
+    "10.8M": (6, 6, 384, 256, 16, 3),
+}
 
 
 def start_side(shape):
@@ -35,11 +37,13 @@ def start_side(shape):
     import numpy as np
 
     from train import init_params
+
     n_layer, _, n_embd, n_ctx, batch, _ = shape
     params = init_params(N_VOCAB, n_ctx, n_embd, n_layer, np.random.default_rng(0))
 
     def ids(step):
         return np.random.default_rng(step).integers(N_VOCAB, size=(batch, n_ctx + 1))
+
     return params, ids
 
 
@@ -48,6 +52,7 @@ def numpy_side(shape, threads):
     from concurrent.futures import ThreadPoolExecutor
 
     import train
+
     params, ids = start_side(shape)
     state, pool = train.new_state(params, threads), ThreadPoolExecutor(threads)
     hparams = {"n_head": shape[1], "layer_norm_epsilon": EPS}
@@ -62,6 +67,7 @@ def products_side(shape, threads):
     import numpy as np
 
     import train
+
     params, _ = start_side(shape)
     _, _, n_embd, n_ctx, batch, _ = shape
     weights = [w for name, w in train.flatten(params).items() if train.kind(name, w) == 0]
@@ -96,8 +102,10 @@ def torch_side(shape, threads):
 
         def forward(self, x):
             b, n, _ = x.shape
-            q, k, v = (y.view(b, n, n_head, e // n_head).transpose(1, 2)
-                       for y in self.c_attn(self.ln_1(x)).split(e, dim=2))
+            q, k, v = (
+                y.view(b, n, n_head, e // n_head).transpose(1, 2)
+                for y in self.c_attn(self.ln_1(x)).split(e, dim=2)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.attn_c_proj(y.transpose(1, 2).reshape(b, n, e))
             y = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
@@ -111,7 +119,7 @@ def torch_side(shape, threads):
             self.ln_f = nn.LayerNorm(e, EPS)
 
         def forward(self, ids):
-            x = self.wte(ids) + self.wpe.weight[:ids.shape[1]]
+            x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
             for block in self.blocks:
                 x = block(x)
             return F.linear(self.ln_f(x), self.wte.weight)
@@ -122,14 +130,18 @@ def torch_side(shape, threads):
         model.wte.weight.copy_(torch.from_numpy(params["wte"]))
         model.wpe.weight.copy_(torch.from_numpy(params["wpe"]))
         for block, p in zip(model.blocks, params["blocks"]):
-            for linear, w in ((block.c_attn, p["attn"]["c_attn"]["w"]),
-                              (block.attn_c_proj, p["attn"]["c_proj"]["w"]),
-                              (block.c_fc, p["mlp"]["c_fc"]["w"]),
-                              (block.mlp_c_proj, p["mlp"]["c_proj"]["w"])):
+            for linear, w in (
+                (block.c_attn, p["attn"]["c_attn"]["w"]),
+                (block.attn_c_proj, p["attn"]["c_proj"]["w"]),
+                (block.c_fc, p["mlp"]["c_fc"]["w"]),
+                (block.mlp_c_proj, p["mlp"]["c_proj"]["w"]),
+            ):
                 linear.weight.copy_(torch.from_numpy(w.T))
                 linear.bias.zero_()
-    parts = [{"params": [p for p in model.parameters() if p.ndim == n], "weight_decay": decay}
-             for n, decay in ((2, DECAY), (1, 0.0))]
+    parts = [
+        {"params": [p for p in model.parameters() if p.ndim == n], "weight_decay": decay}
+        for n, decay in ((2, DECAY), (1, 0.0))
+    ]
     optimizer = torch.optim.AdamW(parts, lr=LR, betas=(0.9, 0.99), eps=1e-8, fused=True)
 
     def take(step):
@@ -141,6 +153,7 @@ def torch_side(shape, threads):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
+
     return take
 
 
@@ -163,8 +176,13 @@ def serve(side, shape, threads):
 def start_worker(side, name, threads):
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "--worker", side, "--shapes", name]
-    return subprocess.Popen([*command, "--threads", str(threads)], env=env, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [*command, "--threads", str(threads)],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 def take_steps(worker, n):
@@ -181,7 +199,7 @@ def compare(name, threads, rounds):
     workers = {side: start_worker(side, name, threads) for side in SIDES}
     seconds, losses = {side: [] for side in SIDES}, {side: [] for side in SIDES}
     for i in range(rounds):
-        for side in list(SIDES)[::1 if i % 2 else -1]:  # neither is always the first
+        for side in list(SIDES)[:: 1 if i % 2 else -1]:  # neither is always the first
             answer = take_steps(workers[side], group)
             seconds[side] += [second for second, _ in answer[1:]]
             losses[side] += [loss for _, loss in answer]
@@ -190,13 +208,18 @@ def compare(name, threads, rounds):
         worker.wait()
     apart = max(abs(a - b) for a, b in zip(losses["numpy"], losses["torch"]))
     ours, theirs = median(seconds["numpy"]), median(seconds["torch"])
-    print(f"{name}: {ours * 1e3:.1f} ms, PyTorch {theirs * 1e3:.1f} ms, ratio of the speeds "
-          f"{theirs / ours:.2f}; losses at most {apart:.1e} apart", flush=True)
+    print(
+        f"{name}: {ours * 1e3:.1f} ms, PyTorch {theirs * 1e3:.1f} ms, ratio of the speeds "
+        f"{theirs / ours:.2f}; losses at most {apart:.1e} apart",
+        flush=True,
+    )
     n_layer, n_head, n_embd, *_ = SHAPES[name]
-    return (f"| {name} ({n_layer}, {n_head}, {n_embd}, {n_ctx}, {batch}) | {ours * 1e3:.1f} "
-            f"| {theirs * 1e3:.1f} | {theirs / ours:.2f} "
-            f"| {median(seconds['products']) * 1e3:.1f} | {batch * n_ctx / ours:,.0f} "
-            f"| {apart:.1e} in {len(losses['numpy'])} steps |")
+    return (
+        f"| {name} ({n_layer}, {n_head}, {n_embd}, {n_ctx}, {batch}) | {ours * 1e3:.1f} "
+        f"| {theirs * 1e3:.1f} | {theirs / ours:.2f} "
+        f"| {median(seconds['products']) * 1e3:.1f} | {batch * n_ctx / ours:,.0f} "
+        f"| {apart:.1e} in {len(losses['numpy'])} steps |"
+    )
 
 
 def main():
@@ -210,13 +233,27 @@ def main():
     if args.worker:
         return serve(args.worker, SHAPES[args.shapes], args.threads)
     from peers import machine
-    head = ["| parameters (n_layer, n_head, n_embd, n_ctx, batch) | NumPy ms | PyTorch ms "
-            "| speed of NumPy / PyTorch | products alone ms | tokens/s | losses apart |",
-            "|---|---|---|---|---|---|---|"]
-    rows = [compare(name, args.threads, 2 if args.quick else args.rounds)
-            for name in args.shapes.split(",")]
-    text = "\n".join(["One training step, median; see benchmarks/train_step.py for the method.",
-                      "", *head, *rows, "", machine(args.threads, ("numpy", "torch")), ""])
+
+    head = [
+        "| parameters (n_layer, n_head, n_embd, n_ctx, batch) | NumPy ms | PyTorch ms "
+        "| speed of NumPy / PyTorch | products alone ms | tokens/s | losses apart |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = [
+        compare(name, args.threads, 2 if args.quick else args.rounds)
+        for name in args.shapes.split(",")
+    ]
+    text = "\n".join(
+        [
+            "One training step, median; see benchmarks/train_step.py for the method.",
+            "",
+            *head,
+            *rows,
+            "",
+            machine(args.threads, ("numpy", "torch")),
+            "",
+        ]
+    )
     print(text)
     if not args.quick:
         (ROOT / "benchmarks" / "results" / "train_step.md").write_text(text, encoding="utf-8")

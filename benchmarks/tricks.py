@@ -95,8 +95,12 @@ def training_tricks():
     def with_slope():
         _, slope = backward.gelu_forward(x)
         return backward.gelu_backward(dy, slope)
-    yield ("gelu and its gradient, 2048 x 1536: its slope kept",
-           lambda: (gpt2.gelu(x), gelu_backward_anew(dy, x)), with_slope)
+
+    yield (
+        "gelu and its gradient, 2048 x 1536: its slope kept",
+        lambda: (gpt2.gelu(x), gelu_backward_anew(dy, x)),
+        with_slope,
+    )
     qkv, dy_heads = normal(8, 3, 6, 256, 64), normal(8, 6, 256, 64)
     kept, compute = [], gpt2.attention_weights
 
@@ -110,49 +114,76 @@ def training_tricks():
                 y = gpt2.attention(*sequence)
             with patch.object(backward, "attention_weights", backward_weights):
                 backward.attention_backward(dy, y, sequence)
-    yield ("attention and its gradient, 8 sequences of 256: its weights kept",
-           lambda: both(compute, compute), lambda: both(keep, lambda q, k: kept.pop(0)))
+
+    yield (
+        "attention and its gradient, 8 sequences of 256: its weights kept",
+        lambda: both(compute, compute),
+        lambda: both(keep, lambda q, k: kept.pop(0)),
+    )
 
 
 def tricks():
     """Yield name, function without the trick, function with it."""
     one, g, b = normal(1, 768), normal(768), normal(768)
     mean = np.full((768, 1), 1 / 768, np.float32)
-    yield ("layer_norm of a token: in place", lambda: plain_layer_norm(one, g, b),
-           lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5))
-    yield ("layer_norm of a token: means as products, too",
-           lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
-           lambda: product_layer_norm(one, g, b, mean))
+    yield (
+        "layer_norm of a token: in place",
+        lambda: plain_layer_norm(one, g, b),
+        lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
+    )
+    yield (
+        "layer_norm of a token: means as products, too",
+        lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
+        lambda: product_layer_norm(one, g, b, mean),
+    )
     many = normal(1000, 3072)
     whole = gpt2.gelu.__wrapped__
     yield "gelu of 1000 tokens: in pieces", lambda: whole(many), lambda: gpt2.gelu(many)
     qkv = normal(3, 12, 1000, 64)
-    yield ("attention of 1000 tokens: lower triangle in pieces",
-           lambda: full_attention(*qkv), lambda: gpt2.attention(*qkv))
-    yield ("attention of 1000 tokens: scores as [keys, queries], too",
-           lambda: gpt2.attention(*qkv), lambda: keys_first_attention(*qkv))
+    yield (
+        "attention of 1000 tokens: lower triangle in pieces",
+        lambda: full_attention(*qkv),
+        lambda: gpt2.attention(*qkv),
+    )
+    yield (
+        "attention of 1000 tokens: scores as [keys, queries], too",
+        lambda: gpt2.attention(*qkv),
+        lambda: keys_first_attention(*qkv),
+    )
     pool = ThreadPoolExecutor(2)
 
     def threaded_attention():
-        heads = [qkv[:, i:i + 3] for i in range(0, 12, 3)]
+        heads = [qkv[:, i : i + 3] for i in range(0, 12, 3)]
         return np.concatenate(list(pool.map(lambda part: gpt2.attention(*part), heads)))
-    yield ("attention of 1000 tokens: its heads on two threads, too",
-           lambda: gpt2.attention(*qkv), threaded_attention)
+
+    yield (
+        "attention of 1000 tokens: its heads on two threads, too",
+        lambda: gpt2.attention(*qkv),
+        threaded_attention,
+    )
     for n_in, n_out in (768, 3072), (3072, 768):
         stored = layers(n_in, n_out)
         turned = [np.ascontiguousarray(w.T) for w in stored]
         for rows in 1, 8, 32:
             x = normal(rows, n_in)
             name = f"{rows} x {n_in} x {n_out}"
-            yield (f"{name}: matrices stored transposed", lambda x=x, s=stored: [x @ w for w in s],
-                   lambda x=x, t=turned: [x @ w.T for w in t])
+            yield (
+                f"{name}: matrices stored transposed",
+                lambda x=x, s=stored: [x @ w for w in s],
+                lambda x=x, t=turned: [x @ w.T for w in t],
+            )
             if rows > 1:
-                yield (f"{name}: as (w.T @ x.T).T", lambda x=x, s=stored: [x @ w for w in s],
-                       lambda x=x, s=stored: [(w.T @ x.T).T for w in s])
+                yield (
+                    f"{name}: as (w.T @ x.T).T",
+                    lambda x=x, s=stored: [x @ w for w in s],
+                    lambda x=x, s=stored: [(w.T @ x.T).T for w in s],
+                )
         x = normal(3, n_in)
-        yield (f"3 x {n_in} x {n_out}: a loop over the rows",
-               lambda x=x, s=stored: [x @ w for w in s],
-               lambda x=x, s=stored: [[row @ w for row in x] for w in s])
+        yield (
+            f"3 x {n_in} x {n_out}: a loop over the rows",
+            lambda x=x, s=stored: [x @ w for w in s],
+            lambda x=x, s=stored: [[row @ w for row in x] for w in s],
+        )
     yield from training_tricks()
 
 

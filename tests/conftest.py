@@ -15,10 +15,24 @@ SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
 
 # Shapes are odd on purpose, and epsilon large enough to be missed where it is left out.
-TINY = {"n_layer": 3, "n_head": 5, "n_embd": 40, "n_ctx": 48, "n_vocab": 101,
-        "layer_norm_epsilon": 0.01, "eos_token_id": None}
-FULL = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_ctx": 1024, "n_vocab": 50257,
-        "layer_norm_epsilon": 1e-5, "eos_token_id": 50256}
+TINY = {
+    "n_layer": 3,
+    "n_head": 5,
+    "n_embd": 40,
+    "n_ctx": 48,
+    "n_vocab": 101,
+    "layer_norm_epsilon": 0.01,
+    "eos_token_id": None,
+}
+FULL = {
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "n_ctx": 1024,
+    "n_vocab": 50257,
+    "layer_norm_epsilon": 1e-5,
+    "eos_token_id": 50256,
+}
 
 
 @pytest.fixture(scope="session")
@@ -49,15 +63,25 @@ def build_params(hparams, weight, wte, wpe, projection, gain, bias):
         return {"g": gain(e), "b": bias(e)}
 
     def block():
-        return {"ln_1": norm(),
-                "attn": {"c_attn": {"w": weight(e, 3 * e), "b": bias(3 * e)},
-                         "c_proj": {"w": projection(e, e), "b": bias(e)}},
-                "ln_2": norm(),
-                "mlp": {"c_fc": {"w": weight(e, 4 * e), "b": bias(4 * e)},
-                        "c_proj": {"w": projection(4 * e, e), "b": bias(e)}}}
+        return {
+            "ln_1": norm(),
+            "attn": {
+                "c_attn": {"w": weight(e, 3 * e), "b": bias(3 * e)},
+                "c_proj": {"w": projection(e, e), "b": bias(e)},
+            },
+            "ln_2": norm(),
+            "mlp": {
+                "c_fc": {"w": weight(e, 4 * e), "b": bias(4 * e)},
+                "c_proj": {"w": projection(4 * e, e), "b": bias(e)},
+            },
+        }
 
-    return {"wte": wte(hparams["n_vocab"], e), "wpe": wpe(hparams["n_ctx"], e),
-            "blocks": [block() for _ in range(hparams["n_layer"])], "ln_f": norm()}
+    return {
+        "wte": wte(hparams["n_vocab"], e),
+        "wpe": wpe(hparams["n_ctx"], e),
+        "blocks": [block() for _ in range(hparams["n_layer"])],
+        "ln_f": norm(),
+    }
 
 
 def normal(rng, scale, mean=0.0):
@@ -66,6 +90,7 @@ def normal(rng, scale, mean=0.0):
         x *= scale
         x += mean
         return x
+
     return make
 
 
@@ -73,8 +98,15 @@ def random_params(seed=0, **hparams):
     """Parameters that all matter, no bias zero and no gain one, of TINY's shape but for hparams."""
     rng, hparams = np.random.default_rng(seed), {**TINY, **hparams}
     weight = normal(rng, 1.5 / math.sqrt(hparams["n_embd"]))
-    return build_params(hparams, weight, wte=normal(rng, 0.5), wpe=normal(rng, 0.5),
-                        projection=weight, gain=normal(rng, 0.3, 1.0), bias=normal(rng, 0.3))
+    return build_params(
+        hparams,
+        weight,
+        wte=normal(rng, 0.5),
+        wpe=normal(rng, 0.5),
+        projection=weight,
+        gain=normal(rng, 0.3, 1.0),
+        bias=normal(rng, 0.3),
+    )
 
 
 def initial_params(seed, hparams, wte=0.02, wpe=0.01):
@@ -84,10 +116,15 @@ def initial_params(seed, hparams, wte=0.02, wpe=0.01):
     """
     rng = np.random.default_rng(seed)
     projection = normal(rng, 0.02 / math.sqrt(2 * hparams["n_layer"]))
-    return build_params(hparams, normal(rng, 0.02), wte=normal(rng, wte), wpe=normal(rng, wpe),
-                        projection=projection,
-                        gain=lambda *shape: np.ones(shape, np.float32),
-                        bias=lambda *shape: np.zeros(shape, np.float32))
+    return build_params(
+        hparams,
+        normal(rng, 0.02),
+        wte=normal(rng, wte),
+        wpe=normal(rng, wpe),
+        projection=projection,
+        gain=lambda *shape: np.ones(shape, np.float32),
+        bias=lambda *shape: np.zeros(shape, np.float32),
+    )
 
 
 def leaves(tree, name=""):
@@ -121,6 +158,7 @@ def watch(module, monkeypatch):
             dtypes = {x.dtype for _, x in leaves(result) if x.dtype.kind == "f"}
             seen.setdefault(name, set()).update(dtypes)
             return result
+
         return call
 
     for name, function in inspect.getmembers(module, inspect.isfunction):

@@ -14,8 +14,25 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to this network</body></html>\n" * 30
-KINDS = ("break", "reset", "slow", "stall", "429", "429 after", "503", "503 after", "404", "page",
-         "page as file", "length", "linked", "bytes", "no ranges", "changed", "date")
+KINDS = (
+    "break",
+    "reset",
+    "slow",
+    "stall",
+    "429",
+    "429 after",
+    "503",
+    "503 after",
+    "404",
+    "page",
+    "page as file",
+    "length",
+    "linked",
+    "bytes",
+    "no ranges",
+    "changed",
+    "date",
+)
 
 
 class Servers:
@@ -28,10 +45,13 @@ class Servers:
     def __init__(self, commit="c" * 40):
         self.commit, self.files, self.faults, self.log = commit, {}, [], []
         self.stall, self.pace, self.lock = 1.0, 0.0, threading.Lock()
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(self, role))
-                        for role in ("hub", "content", "store")]
+        self.servers = [
+            ThreadingHTTPServer(("127.0.0.1", 0), handler(self, role))
+            for role in ("hub", "content", "store")
+        ]
         self.hub, self.content, self.store = (
-            f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+            f"http://127.0.0.1:{server.server_port}" for server in self.servers
+        )
         for server in self.servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -96,7 +116,7 @@ def handler(state, role):
                 return self.answer(200, headers, PAGE)
             if fault == "bytes":
                 at = int(where * (len(data) - 1))
-                data = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1:]
+                data = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
             status = 200
             if first and fault != "no ranges":
                 if first >= len(data):
@@ -107,11 +127,17 @@ def handler(state, role):
                 body = data
             length = len(body) + (7 if fault == "length" else 0)
             cut = int(where * len(body)) if fault in ("break", "reset", "stall") else len(body)
-            self.answer(status, {**headers, "Content-Length": str(length)}, body[:cut], entry,
-                        state.pace if len(body) > 4096 else 0.0002 if fault == "slow" else 0)
+            self.answer(
+                status,
+                {**headers, "Content-Length": str(length)},
+                body[:cut],
+                entry,
+                state.pace if len(body) > 4096 else 0.0002 if fault == "slow" else 0,
+            )
             if fault == "reset":  # closing with this option set sends RST
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
-                                           struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
             if fault == "stall":
                 time.sleep(state.stall)
 
@@ -123,7 +149,7 @@ def handler(state, role):
                 self.end_headers()
                 pieces = 64 if pause else 1
                 for i in range(pieces):
-                    piece = body[i * len(body) // pieces:(i + 1) * len(body) // pieces]
+                    piece = body[i * len(body) // pieces : (i + 1) * len(body) // pieces]
                     self.wfile.write(piece)
                     self.wfile.flush()
                     if entry:

@@ -13,9 +13,7 @@ from test_encoder import GOLDEN, PIECES, random_text, shared
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2TokenizerFast
 
-PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LEARN = [
     (["low low lower\n", "newest newest widest\n"], 270),
     (["low low lower\nnewest newest widest\n"], 1000),

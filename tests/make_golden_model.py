@@ -1,6 +1,6 @@
 """Make golden/model*.{npz,json} and golden/backward.npz with transformers and torch.
 
-    pip install torch transformers tokenizers && python tests/make_golden_model.py
+pip install torch transformers tokenizers && python tests/make_golden_model.py
 """
 
 import json
@@ -11,8 +11,15 @@ from conftest import FULL, GOLDEN, SHARED, TINY, initial_params, leaves, random_
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-PROMPTS = ["ROMEO:", "First Citizen:\nBefore we proceed", "\n", "O", "I'll not",
-           "KING RICHARD III:\nNow is the", "To be, or not to be: that is the question"]
+PROMPTS = [
+    "ROMEO:",
+    "First Citizen:\nBefore we proceed",
+    "\n",
+    "O",
+    "I'll not",
+    "KING RICHARD III:\nNow is the",
+    "To be, or not to be: that is the question",
+]
 N_TOKENS = 200
 NAMES = {"blocks": "h", "g": "weight", "w": "weight", "b": "bias"}
 
@@ -20,9 +27,16 @@ NAMES = {"blocks": "h", "g": "weight", "w": "weight", "b": "bias"}
 def reference(hparams, params):
     """transformers' model with these parameters."""
     config = GPT2Config(
-        vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"], n_embd=hparams["n_embd"],
-        n_layer=hparams["n_layer"], n_head=hparams["n_head"], resid_pdrop=0, embd_pdrop=0,
-        attn_pdrop=0, layer_norm_epsilon=hparams["layer_norm_epsilon"])
+        vocab_size=hparams["n_vocab"],
+        n_positions=hparams["n_ctx"],
+        n_embd=hparams["n_embd"],
+        n_layer=hparams["n_layer"],
+        n_head=hparams["n_head"],
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        layer_norm_epsilon=hparams["layer_norm_epsilon"],
+    )
     model = GPT2LMHeadModel(config).eval()
     state = {torch_name(path): torch.from_numpy(x) for path, x in leaves(params)}
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -66,11 +80,13 @@ def make_backward():
     ids = np.random.default_rng(4).integers(TINY["n_vocab"], size=(4, 41))  # 40 of 48 positions
     logits = model(torch.from_numpy(ids[:, :-1])).logits
     loss = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, TINY["n_vocab"]), torch.from_numpy(ids[:, 1:]).reshape(-1))
+        logits.reshape(-1, TINY["n_vocab"]), torch.from_numpy(ids[:, 1:]).reshape(-1)
+    )
     loss.backward()
     grads = dict(model.named_parameters())
-    grads = {path: grads[torch_name(path)].grad.float().numpy()
-             for path, _ in leaves(random_params())}
+    grads = {
+        path: grads[torch_name(path)].grad.float().numpy() for path, _ in leaves(random_params())
+    }
     np.savez_compressed(GOLDEN / "backward.npz", ids=ids, loss=loss.item(), **grads)
 
 
@@ -78,14 +94,16 @@ def make_shakespeare():
     directory = SHARED / "models" / "shakespeare-hf"
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = ByteLevelBPETokenizer.from_file(
-        str(directory / "vocab.json"), str(directory / "merges.txt"))
+        str(directory / "vocab.json"), str(directory / "merges.txt")
+    )
     cases = []
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt).ids
         tokens, lead = greedy(model, ids, N_TOKENS)
         print(f"{prompt!r}: smallest lead {lead:.5f}")
-        cases.append({"prompt": prompt, "ids": ids, "tokens": tokens,
-                      "text": tokenizer.decode(tokens)})
+        cases.append(
+            {"prompt": prompt, "ids": ids, "tokens": tokens, "text": tokenizer.decode(tokens)}
+        )
     (GOLDEN / "model_shakespeare.json").write_text(json.dumps(cases, indent=1), encoding="utf-8")
 
 
@@ -102,9 +120,15 @@ def make_full(name, **scales):
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     columns = np.append(np.arange(0, FULL["n_vocab"], 1000), FULL["n_vocab"] - 1)
-    np.savez_compressed(GOLDEN / f"model_124M_{name}.npz", seed=seed, ids=ids, tokens=tokens,
-                        positions=positions, columns=columns,
-                        logits=logits[np.ix_(positions, columns)])
+    np.savez_compressed(
+        GOLDEN / f"model_124M_{name}.npz",
+        seed=seed,
+        ids=ids,
+        tokens=tokens,
+        positions=positions,
+        columns=columns,
+        logits=logits[np.ix_(positions, columns)],
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,18 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 GPT2 = {"n_vocab": 257, "n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 2}
-SHAPES = {"float32/scalar": (), "float32/vector": (5,), "float32/empty": (0, 3),
-          "float32/cube": (2, 3, 4), "float32/large": (64, 300), "float64/matrix": (3, 7),
-          "int32/vector": (9,), "int64/global_step": (), "uint8/bytes": (33,),
-          "float16/matrix": (4, 6)}
+SHAPES = {
+    "float32/scalar": (),
+    "float32/vector": (5,),
+    "float32/empty": (0, 3),
+    "float32/cube": (2, 3, 4),
+    "float32/large": (64, 300),
+    "float64/matrix": (3, 7),
+    "int32/vector": (9,),
+    "int64/global_step": (),
+    "uint8/bytes": (33,),
+    "float16/matrix": (4, 6),
+}
 
 
 def values(name, shape):
@@ -33,8 +41,12 @@ def values(name, shape):
 def gpt2_shapes(n_vocab, n_ctx, n_embd, n_head, n_layer):
     e, shapes = n_embd, {"model/wte": (n_vocab, n_embd), "model/wpe": (n_ctx, n_embd)}
     for i in range(n_layer):
-        for name, m, n in (("attn/c_attn", e, 3 * e), ("attn/c_proj", e, e),
-                           ("mlp/c_fc", e, 4 * e), ("mlp/c_proj", 4 * e, e)):
+        for name, m, n in (
+            ("attn/c_attn", e, 3 * e),
+            ("attn/c_proj", e, e),
+            ("mlp/c_fc", e, 4 * e),
+            ("mlp/c_proj", 4 * e, e),
+        ):
             shapes[f"model/h{i}/{name}/w"] = (1, m, n)
             shapes[f"model/h{i}/{name}/b"] = (n,)
         for name in ("ln_1", "ln_2"):
@@ -44,6 +56,7 @@ def gpt2_shapes(n_vocab, n_ctx, n_embd, n_head, n_layer):
 
 def main():
     import tensorflow.compat.v1 as tf
+
     tf.disable_eager_execution()
 
     def save(directory, shapes, **options):
@@ -57,6 +70,7 @@ def main():
             saver.save(session, str(directory / "model.ckpt"), write_meta_graph=False)
 
     from encoder import BYTE_OF_CHAR
+
     gpt2 = HERE / "golden" / "tf_gpt2"
     save(gpt2, gpt2_shapes(**GPT2))
     (gpt2 / "hparams.json").write_text(json.dumps(GPT2))
@@ -64,7 +78,8 @@ def main():
     (gpt2 / "encoder.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (gpt2 / "vocab.bpe").write_text("#version: 0.2\n")
     tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
     save(HERE / "golden" / "tf_shapes", SHAPES, sharded=True)
     many = {f"layer_{i:03d}/a_name_that_is_somewhat_long/{i % 7}": (i % 3,) for i in range(400)}
     save(HERE / "golden" / "tf_many", many)

@@ -22,8 +22,9 @@ def float64(params):
 def loss_and_gradient(params, ids, p=0.0, seed=0):
     """Mean cross-entropy of ids [B, n + 1], each predicted from those before, and its gradient."""
     inputs, targets = ids[:, :-1], ids[:, 1:].ravel()
-    logits, kept = backward.gpt2_forward(inputs, **params, n_head=N_HEAD, eps=EPS, p=p,
-                                         rng=np.random.default_rng(seed))
+    logits, kept = backward.gpt2_forward(
+        inputs, **params, n_head=N_HEAD, eps=EPS, p=p, rng=np.random.default_rng(seed)
+    )
     loss, dlogits = backward.cross_entropy(logits, targets)
     dlogits /= targets.size
     return loss / targets.size, backward.gpt2_backward(dlogits, kept, **params, eps=EPS)
@@ -40,8 +41,9 @@ def check_directions(loss, arrays, grads, step=1e-4):
         x -= 2 * u
         difference = (above - loss()) / 2
         x += u
-        np.testing.assert_allclose((grads[path] * u).sum(), difference, rtol=1e-5, atol=1e-12,
-                                   err_msg=path)
+        np.testing.assert_allclose(
+            (grads[path] * u).sum(), difference, rtol=1e-5, atol=1e-12, err_msg=path
+        )
 
 
 def test_training_forward_gives_the_logits_of_gpt2():
@@ -59,8 +61,9 @@ def test_loss_and_every_gradient_are_those_of_torch():
     grads = dict(leaves(grads))
     assert set(grads) == set(golden) == {path for path, _ in leaves(params)}
     for path, expected in golden.items():
-        np.testing.assert_allclose(grads[path], expected, rtol=1e-4,
-                                   atol=1e-5 * abs(expected).max(), err_msg=path)
+        np.testing.assert_allclose(
+            grads[path], expected, rtol=1e-4, atol=1e-5 * abs(expected).max(), err_msg=path
+        )
 
 
 @pytest.mark.parametrize("p", [0, 0.3], ids=["no dropout", "dropout"])
@@ -70,8 +73,9 @@ def test_gradients_agree_with_finite_differences(batch, p):
     _, grads = loss_and_gradient(params, ids, p)
 
     def loss():
-        logits, _ = backward.gpt2_forward(ids[:, :-1], **params, n_head=N_HEAD, eps=EPS, p=p,
-                                          rng=np.random.default_rng(0))
+        logits, _ = backward.gpt2_forward(
+            ids[:, :-1], **params, n_head=N_HEAD, eps=EPS, p=p, rng=np.random.default_rng(0)
+        )
         return backward.cross_entropy(logits, ids[:, 1:].ravel())[0] / ids[:, 1:].size
 
     check_directions(loss, leaves(params), dict(leaves(grads)))
@@ -86,8 +90,11 @@ def test_gradients_of_many_rows_agree_with_finite_differences():
     grads = {"x": backward.gelu_backward(dy.copy(), slope)}
     check_directions(lambda: (gpt2.gelu(x) * dy).sum(), [("x", x)], grads)
     dx, grads = backward.layer_norm_backward(dy, x, g, b, EPS)
-    check_directions(lambda: (gpt2.layer_norm(x, g=g, b=b, eps=EPS) * dy).sum(),
-                     [("x", x), ("g", g), ("b", b)], {**grads, "x": dx})
+    check_directions(
+        lambda: (gpt2.layer_norm(x, g=g, b=b, eps=EPS) * dy).sum(),
+        [("x", x), ("g", g), ("b", b)],
+        {**grads, "x": dx},
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, gpt2.ROWS - 1, gpt2.ROWS, gpt2.ROWS + 1, LONG])
@@ -105,8 +112,8 @@ def test_the_gradient_of_the_future_is_zero(t):
     dlogits = np.zeros_like(logits).reshape(2, LONG, N_VOCAB)
     dlogits[0, t] = np.random.default_rng(t).standard_normal(N_VOCAB)  # one position's loss
     grads = backward.gpt2_backward(dlogits.reshape(logits.shape), kept, **params, eps=EPS)
-    assert not grads["wpe"][t + 1:].any()
-    assert grads["wpe"][:t + 1].any(-1).all()
+    assert not grads["wpe"][t + 1 :].any()
+    assert grads["wpe"][: t + 1].any(-1).all()
 
 
 def test_the_gradient_of_a_batch_is_the_sum_over_its_sequences():
@@ -133,7 +140,16 @@ def test_every_function_keeps_float32(p, monkeypatch):
     seen = watch(backward, monkeypatch)
     _, grads = loss_and_gradient(random_params(n_ctx=LONG), some_ids(6, LONG), p)
     assert {name.removesuffix("_backward") for name in seen if name.endswith("_backward")} >= {
-        "gelu", "layer_norm", "linear", "attention", "dropout", "mha", "ffn", "transformer_block",
-        "embedding", "gpt2"}
+        "gelu",
+        "layer_norm",
+        "linear",
+        "attention",
+        "dropout",
+        "mha",
+        "ffn",
+        "transformer_block",
+        "embedding",
+        "gpt2",
+    }
     assert {name: dtypes for name, dtypes in seen.items() if dtypes - {np.dtype("float32")}} == {}
     assert {x.dtype for _, x in leaves(grads)} == {np.dtype("float32")}

@@ -18,8 +18,15 @@ import gpt2_pico
 from encoder import learn_bpe
 from utils import load_encoder_hparams_and_params, save_model
 
-HPARAMS = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_ctx": 32, "n_vocab": 260,
-           "layer_norm_epsilon": 1e-5, "eos_token_id": 0}
+HPARAMS = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "n_ctx": 32,
+    "n_vocab": 260,
+    "layer_norm_epsilon": 1e-5,
+    "eos_token_id": 0,
+}
 TEXT = "low lower lowest, slow slower slowest"
 
 
@@ -42,8 +49,9 @@ def command(models_dir, *args, script="gpt2.py", model="tiny"):
 
 
 def run(models_dir, *args, stdin=b"", **options):
-    return subprocess.run(command(models_dir, *args, **options), input=stdin, capture_output=True,
-                          timeout=60)
+    return subprocess.run(
+        command(models_dir, *args, **options), input=stdin, capture_output=True, timeout=60
+    )
 
 
 def expected(tiny, prompt, n, **sampling):
@@ -80,15 +88,20 @@ def test_sampling_is_repeated_by_its_seed(models_dir, tiny):
     args = "low", "--temperature", "1.5", "--top_k", "50", "--top_p", "0.95", "--seed"
     first = run(models_dir, *args, "3").stdout
     assert first == run(models_dir, *args, "3").stdout != run(models_dir, *args, "4").stdout
-    assert first == expected(tiny, "low", 40, temperature=1.5, top_k=50, top_p=0.95,
-                             seed=3) + b"\n"
-    assert run(models_dir, "low", "--seed", "3").stdout == expected(
-        tiny, "low", 40, temperature=1.0, seed=3) + b"\n"
+    assert first == expected(tiny, "low", 40, temperature=1.5, top_k=50, top_p=0.95, seed=3) + b"\n"
+    assert (
+        run(models_dir, "low", "--seed", "3").stdout
+        == expected(tiny, "low", 40, temperature=1.0, seed=3) + b"\n"
+    )
 
 
 def test_the_likeliest_token_always_stays(models_dir, tiny):
-    for odd in (["--temperature", "1", "--top_p", "0"], ["--temperature", "1e-320"],
-                ["--temperature", "0", "--seed", "0"], ["--top_k", "1"]):
+    for odd in (
+        ["--temperature", "1", "--top_p", "0"],
+        ["--temperature", "1e-320"],
+        ["--temperature", "0", "--seed", "0"],
+        ["--top_k", "1"],
+    ):
         done = run(models_dir, "low", "--n_tokens_to_generate", "12", *odd)
         assert (done.stdout, done.stderr) == (expected(tiny, "low", 12) + b"\n", b"")
 
@@ -149,25 +162,35 @@ def test_perplexity_is_that_of_the_uncached_model(models_dir, tiny, tmp_path):
     n_bytes = len(text.encode()) - len(encoder.decode_bytes(ids[:1]))
     assert n == len(ids) - 1
     assert done.stdout.decode().split("\n") == [
-        f"tokens          {n}", f"nats per token  {nats / n:.4f}",
+        f"tokens          {n}",
+        f"nats per token  {nats / n:.4f}",
         f"perplexity      {math.exp(nats / n):.2f}",
-        f"bits per byte   {nats / math.log(2) / n_bytes:.4f}", ""]
+        f"bits per byte   {nats / math.log(2) / n_bytes:.4f}",
+        "",
+    ]
 
 
-@pytest.mark.parametrize("args, words", [
-    (["x", "--n_tokens_to_generate", "-1"], ["n_tokens_to_generate", "-1"]),
-    (["x", "--temperature", "warm"], ["temperature", "warm"]),
-    (["x", "--temperature", "nan"], ["temperature", "nan"]),
-    (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
-    (["x", "--top_p", "1.5"], ["top_p", "1.5"]),
-    (["x", "--top_k", "0"], ["top_k"]),
-    (["x", "--n_tokens", "many"], ["many"]),
-    (["x", "--model_size", "999M"], ["999M", "124M, 355M, 774M, 1558M", "tiny"]),
-    (["x", "--perplexity", "file"], ["perplexity"]),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["x", "--n_tokens_to_generate", "-1"], ["n_tokens_to_generate", "-1"]),
+        (["x", "--temperature", "warm"], ["temperature", "warm"]),
+        (["x", "--temperature", "nan"], ["temperature", "nan"]),
+        (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
+        (["x", "--top_p", "1.5"], ["top_p", "1.5"]),
+        (["x", "--top_k", "0"], ["top_k"]),
+        (["x", "--n_tokens", "many"], ["many"]),
+        (["x", "--model_size", "999M"], ["999M", "124M, 355M, 774M, 1558M", "tiny"]),
+        (["x", "--perplexity", "file"], ["perplexity"]),
+    ],
+)
 def test_wrong_usage_is_2(args, words, models_dir):
-    done = subprocess.run([sys.executable, str(ROOT / "gpt2.py"), "--models_dir", str(models_dir),
-                           *args], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "gpt2.py"), "--models_dir", str(models_dir), *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     last = done.stderr.strip().split("\n")[-1]
     assert last.startswith("gpt2.py: error: ") and all(word in last for word in words)
@@ -203,9 +226,13 @@ def test_what_goes_wrong_is_1_and_one_line(models_dir, tiny, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX can close a stream before the start")
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_a_closed_stream_leads_nowhere(stream, models_dir, tiny):
-    done = subprocess.run(command(models_dir, "low", "--n_tokens_to_generate", "12"),
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
-                          preexec_fn=lambda: os.close(stream))
+    done = subprocess.run(
+        command(models_dir, "low", "--n_tokens_to_generate", "12"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        preexec_fn=lambda: os.close(stream),
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == (expected(tiny, "low", 12) + b"\n" if stream != 1 else b"")
 
@@ -222,9 +249,11 @@ def test_the_short_way_fails_in_one_line(models_dir, tiny, tmp_path):
 
 
 def test_closed_pipe_ends_quietly(models_dir):
-    process = subprocess.Popen(command(models_dir, "low", "--n_tokens_to_generate", "100000",
-                                       "--temperature", "1"),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(models_dir, "low", "--n_tokens_to_generate", "100000", "--temperature", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.read(1)
     process.stdout.close()
     said = process.stderr.read()
@@ -234,9 +263,11 @@ def test_closed_pipe_ends_quietly(models_dir):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupt_is_130(models_dir):
-    process = subprocess.Popen(command(models_dir, "low", "--n_tokens_to_generate", "100000",
-                                       "--temperature", "1"),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(models_dir, "low", "--n_tokens_to_generate", "100000", "--temperature", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.read(1)  # streaming: the first text comes long before the last
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=60)
@@ -249,8 +280,12 @@ def test_loop_on_a_terminal(leave, models_dir, tiny):
     import pty
 
     terminal, end = pty.openpty()
-    process = subprocess.Popen(command(models_dir, "--n_tokens_to_generate", "6"), stdin=end,
-                               stdout=subprocess.PIPE, stderr=end)
+    process = subprocess.Popen(
+        command(models_dir, "--n_tokens_to_generate", "6"),
+        stdin=end,
+        stdout=subprocess.PIPE,
+        stderr=end,
+    )
     os.close(end)
 
     def wait_for(text):
@@ -275,6 +310,16 @@ def test_loop_on_a_terminal(leave, models_dir, tiny):
 def test_help_names_every_option(models_dir):
     done = run(models_dir, "--help")
     assert done.returncode == 0
-    for option in ("n_tokens_to_generate", "model_size", "models_dir", "temperature", "top_k",
-                   "top_p", "seed", "perplexity", "stride", "verbose"):
+    for option in (
+        "n_tokens_to_generate",
+        "model_size",
+        "models_dir",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "perplexity",
+        "stride",
+        "verbose",
+    ):
         assert f"--{option}".encode() in done.stdout

@@ -54,8 +54,11 @@ def model(tmp_path_factory):
 def unaligned(tensors):
     header, data = {}, b""
     for name, x in tensors.items():
-        header[name] = {"dtype": "F32", "shape": x.shape,
-                        "data_offsets": (len(data), len(data) + x.nbytes)}
+        header[name] = {
+            "dtype": "F32",
+            "shape": x.shape,
+            "data_offsets": (len(data), len(data) + x.nbytes),
+        }
         data += x.tobytes()
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4 + 3)
@@ -68,12 +71,16 @@ def place(servers, model, monkeypatch, tmp_path):
     files, _ = model
     repo = utils.SIZES["124M"][0]
     openai = {path.name: path.read_bytes() for path in OPENAI.iterdir()}
-    servers.files = {**{f"{repo}/{name}": data for name, data in files.items()},
-                     **{f"owner/name/{name}": data for name, data in files.items()},
-                     **{f"124M/{name}": data for name, data in openai.items()}}
-    pins = {f"124M/{name}": hashlib.sha256(data).hexdigest()
-            for name, data in {**files, **openai}.items()
-            if name != "config.json" and "ckpt" not in name}
+    servers.files = {
+        **{f"{repo}/{name}": data for name, data in files.items()},
+        **{f"owner/name/{name}": data for name, data in files.items()},
+        **{f"124M/{name}": data for name, data in openai.items()},
+    }
+    pins = {
+        f"124M/{name}": hashlib.sha256(data).hexdigest()
+        for name, data in {**files, **openai}.items()
+        if name != "config.json" and "ckpt" not in name
+    }
     monkeypatch.setattr(fetch, "SHA256", pins)
     for name, value in {"WAIT": 0.001, "SILENCE": 0.3, "CHUNK": 1 << 10}.items():
         monkeypatch.setattr(download, name, value)
@@ -158,8 +165,11 @@ def test_changed_file_starts_over(place, model, servers):
 
 def test_retry_after_is_honoured(place, servers, monkeypatch):
     waits = []
-    monkeypatch.setattr(download, "time", SimpleNamespace(
-        sleep=waits.append, time=time.time, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        download,
+        "time",
+        SimpleNamespace(sleep=waits.append, time=time.time, monotonic=time.monotonic),
+    )
     monkeypatch.setattr(download, "WAIT", 1.0)
     monkeypatch.setattr(download.random, "uniform", lambda a, b: b)
     servers.faults = [("503", 0)] * 4 + [(None, 0)] * 99
@@ -294,8 +304,8 @@ def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
     vocabulary = json.loads(files["vocab.json"])
     added = [{"id": vocabulary.pop("<|endoftext|>"), "content": "<|endoftext|>", "special": True}]
     servers.files["owner/name/tokenizer.json"] = json.dumps(
-        {"model": {"type": "BPE", "vocab": vocabulary, "merges": []},
-         "added_tokens": added}).encode()
+        {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    ).encode()
     weight_map, path = {}, place.parent / "shard"
     for i, part in enumerate((tensors[::2], tensors[1::2])):
         part = {f"transformer.{name}": narrow(x, kind) for name, x in part}
@@ -304,11 +314,17 @@ def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
         servers.files[f"owner/name/{shard}"] = path.read_bytes()
         weight_map |= dict.fromkeys(part, shard)
     servers.files["owner/name/model.safetensors.index.json"] = json.dumps(
-        {"metadata": {}, "weight_map": weight_map}).encode()
+        {"metadata": {}, "weight_map": weight_map}
+    ).encode()
     stored, write_weights = set(), fetch.write_weights
-    monkeypatch.setattr(fetch, "write_weights", lambda path, params: (
-        stored.update(x.dtype for x in utils.flatten(params).values()),
-        write_weights(path, params)))
+    monkeypatch.setattr(
+        fetch,
+        "write_weights",
+        lambda path, params: (
+            stored.update(x.dtype for x in utils.flatten(params).values()),
+            write_weights(path, params),
+        ),
+    )
     encoder, hparams, found = load("owner/name", place)
     assert stored == {np.dtype(kind)}  # all at once would be twice the memory
     assert encoder.eot == hparams["eos_token_id"] == 256
@@ -325,6 +341,7 @@ def narrow(x, dtype):
 
 def test_hugging_face_cache(place, model, servers, monkeypatch, tmp_path):
     """The cache is used where it lies, as huggingface_hub lays it out, by commit or by branch."""
+
     def snapshot(repo, commit):
         directory = tmp_path / "cache" / f"models--{repo.replace('/', '--')}"
         (directory / "snapshots" / commit).mkdir(parents=True)
@@ -415,8 +432,10 @@ def test_fault_schedules(place, model, servers):
         name = random.choice(["124M", "owner/name"])
         kinds = [kind for kind in KINDS if kind != "stall" or random.random() < 0.1]
         often, directory = random.choice([0.2, 0.5, 0.9]), place / name.replace("/", "--")
-        servers.faults = [(random.choice(kinds) if random.random() < often else None,
-                           random.random()) for _ in range(60)]
+        servers.faults = [
+            (random.choice(kinds) if random.random() < often else None, random.random())
+            for _ in range(60)
+        ]
         schedule = f"schedule {i}: {name} {servers.faults}"
         try:
             found = load(name, place)[2]
@@ -468,8 +487,11 @@ def test_kill_at_any_moment(place, model, servers, tmp_path):
         killed += process.poll() is None
         process.kill()
         process.wait()
-        there = [path.stat().st_size for path in directory.rglob("model.safetensors*")
-                 if path.suffix in (".part", ".safetensors")]
+        there = [
+            path.stat().st_size
+            for path in directory.rglob("model.safetensors*")
+            if path.suffix in (".part", ".safetensors")
+        ]
         servers.log.clear()
         check(load("owner/name", place)[2], (None, params), directory)
         # What was on the disk is not fetched again, but for one byte that shows it is the same.

@@ -11,8 +11,10 @@ import gpt2
 N_HEAD, EPS = TINY["n_head"], TINY["layer_norm_epsilon"]
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [
-    (1, 0, 1), (0.7, 0, 1), (2, 5, 1), (1, 0, 0.8), (0.5, 7, 0.6), (1, 1, 1), (1, 0, 1e-9)])
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [(1, 0, 1), (0.7, 0, 1), (2, 5, 1), (1, 0, 0.8), (0.5, 7, 0.6), (1, 1, 1), (1, 0, 1e-9)],
+)
 def test_probabilities_are_the_textbook_ones(temperature, top_k, top_p):
     logits = np.random.default_rng(1).standard_normal(30).astype(np.float32) * 2
     p = [math.exp(x / temperature) for x in logits.tolist()]
@@ -93,8 +95,10 @@ def test_window_jumps_by_half(n, start):
     assert n - start <= 48
 
 
-@pytest.mark.parametrize("n, length, stride", [(10, 6, 3), (10, 6, 6), (5, 6, 3), (6, 6, 1),
-                                               (100, 7, 4), (7, 6, 6), (2, 9, 9)])
+@pytest.mark.parametrize(
+    "n, length, stride",
+    [(10, 6, 3), (10, 6, 6), (5, 6, 3), (6, 6, 1), (100, 7, 4), (7, 6, 6), (2, 9, 9)],
+)
 def test_windows_predict_each_token_once(n, length, stride):
     targets = []
     for start, first, stop in gpt2.windows(n, length, stride):

@@ -25,8 +25,12 @@ def forward_in_chunks(ids, params, sizes, **options):
     cache[...] = np.nan
     assert sum(sizes) == len(ids)
     ends = list(itertools.accumulate(sizes, initial=0))
-    return np.concatenate([forward(ids[i:j], params, cache=cache, n_past=i, **options)
-                           for i, j in itertools.pairwise(ends)])
+    return np.concatenate(
+        [
+            forward(ids[i:j], params, cache=cache, n_past=i, **options)
+            for i, j in itertools.pairwise(ends)
+        ]
+    )
 
 
 def some_ids(n, seed=0, n_vocab=TINY["n_vocab"]):
@@ -57,20 +61,33 @@ def test_124M_logits_and_200_greedy_tokens_are_those_of_transformers(name, scale
     ids, n_head = golden["ids"], FULL["n_head"]
     logits = gpt2.gpt2(ids, **params, n_head=n_head)
     assert logits.shape == (len(ids), FULL["n_vocab"])
-    np.testing.assert_allclose(logits[np.ix_(golden["positions"], golden["columns"])],
-                               golden["logits"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(
+        logits[np.ix_(golden["positions"], golden["columns"])], golden["logits"], rtol=0, atol=1e-3
+    )
     tokens = gpt2.generate(ids[:10].tolist(), params, n_head, len(golden["tokens"]))
     assert list(tokens) == golden["tokens"].tolist()
 
 
-@pytest.mark.parametrize("case", json.loads((GOLDEN / "model_shakespeare.json").read_text("utf-8")),
-                         ids=lambda case: case["prompt"][:12])
+@pytest.mark.parametrize(
+    "case",
+    json.loads((GOLDEN / "model_shakespeare.json").read_text("utf-8")),
+    ids=lambda case: case["prompt"][:12],
+)
 def test_shakespeare_text_is_that_of_transformers(case, shared):
     encoder, hparams, params = utils.load_encoder_hparams_and_params(
-        str(shared / "models" / "shakespeare-hf"), "models")
+        str(shared / "models" / "shakespeare-hf"), "models"
+    )
     assert encoder.encode(case["prompt"]) == case["ids"]
-    tokens = list(gpt2.generate(case["ids"], params, hparams["n_head"], len(case["tokens"]),
-                                eps=hparams["layer_norm_epsilon"], eos=hparams["eos_token_id"]))
+    tokens = list(
+        gpt2.generate(
+            case["ids"],
+            params,
+            hparams["n_head"],
+            len(case["tokens"]),
+            eps=hparams["layer_norm_epsilon"],
+            eos=hparams["eos_token_id"],
+        )
+    )
     assert tokens == case["tokens"]
     assert encoder.decode(tokens) == case["text"]
 
@@ -81,22 +98,34 @@ def test_every_way_of_cutting_a_short_input_gives_the_same_logits():
     for n_cuts in range(len(ids)):
         for cuts in itertools.combinations(range(1, len(ids)), n_cuts):
             sizes = np.diff([0, *cuts, len(ids)])
-            np.testing.assert_allclose(forward_in_chunks(ids, params, sizes), whole,
-                                       rtol=0, atol=1e-4, err_msg=str(sizes))
+            np.testing.assert_allclose(
+                forward_in_chunks(ids, params, sizes), whole, rtol=0, atol=1e-4, err_msg=str(sizes)
+            )
 
 
-@pytest.mark.parametrize("sizes", [
-    [gpt2.ROWS - 1, 1, 1, LONG - gpt2.ROWS - 1], [gpt2.ROWS, gpt2.ROWS, LONG - 2 * gpt2.ROWS],
-    [gpt2.ROWS + 1, LONG - gpt2.ROWS - 1], [1, LONG - 1], [LONG - 1, 1], [7, LONG - 7], [1] * LONG,
-    *range(8)], ids=lambda sizes: str(sizes)[:20])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [gpt2.ROWS - 1, 1, 1, LONG - gpt2.ROWS - 1],
+        [gpt2.ROWS, gpt2.ROWS, LONG - 2 * gpt2.ROWS],
+        [gpt2.ROWS + 1, LONG - gpt2.ROWS - 1],
+        [1, LONG - 1],
+        [LONG - 1, 1],
+        [7, LONG - 7],
+        [1] * LONG,
+        *range(8),
+    ],
+    ids=lambda sizes: str(sizes)[:20],
+)
 def test_cutting_a_long_input_gives_the_same_logits(sizes, long_params):
     if isinstance(sizes, int):  # the seed of random cuts
         rng = np.random.default_rng(sizes)
         cuts = rng.choice(np.arange(1, LONG), size=rng.integers(1, 40), replace=False)
         sizes = np.diff([0, *sorted(cuts), LONG])
     ids = some_ids(LONG)
-    np.testing.assert_allclose(forward_in_chunks(ids, long_params, sizes),
-                               forward(ids, long_params), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        forward_in_chunks(ids, long_params, sizes), forward(ids, long_params), rtol=0, atol=1e-4
+    )
 
 
 def test_cache_position_can_step_back():
@@ -113,8 +142,9 @@ def test_n_logits_are_the_last_ones(n_logits):
     logits = forward(ids, params, n_logits=n_logits)
     assert logits.shape == (n_logits, TINY["n_vocab"])
     np.testing.assert_allclose(logits, forward(ids, params)[-n_logits:], rtol=0, atol=1e-5)
-    cached = forward_in_chunks(ids, params, [20 - n_logits, n_logits][20 == n_logits:],
-                               n_logits=n_logits)
+    cached = forward_in_chunks(
+        ids, params, [20 - n_logits, n_logits][20 == n_logits :], n_logits=n_logits
+    )
     np.testing.assert_allclose(cached[-n_logits:], logits, rtol=0, atol=1e-4)
 
 
@@ -150,14 +180,31 @@ def test_generation_ends_at_eos(model):
     params, ids = random_params(seed=9), [3, 1, 4]
     tokens = list(model.generate(ids, params, N_HEAD, 30, eps=EPS))
     eos = tokens[12]
-    until = tokens[:tokens.index(eos)]
+    until = tokens[: tokens.index(eos)]
     assert list(model.generate(ids, params, N_HEAD, 30, eps=EPS, eos=eos)) == until
 
 
-@pytest.mark.parametrize("module, expected", [
-    (gpt2_pico, {"gelu", "softmax", "layer_norm", "linear", "mha", "ffn", "gpt2"}),
-    (gpt2, {"gelu", "layer_norm", "linear", "attention", "mha", "ffn", "transformer_block",
-            "new_cache", "gpt2"})], ids=["gpt2_pico", "gpt2"])
+@pytest.mark.parametrize(
+    "module, expected",
+    [
+        (gpt2_pico, {"gelu", "softmax", "layer_norm", "linear", "mha", "ffn", "gpt2"}),
+        (
+            gpt2,
+            {
+                "gelu",
+                "layer_norm",
+                "linear",
+                "attention",
+                "mha",
+                "ffn",
+                "transformer_block",
+                "new_cache",
+                "gpt2",
+            },
+        ),
+    ],
+    ids=["gpt2_pico", "gpt2"],
+)
 @pytest.mark.usefixtures("numpy_2_promotion")
 def test_every_function_keeps_float32(module, expected, monkeypatch, long_params):
     seen = watch(module, monkeypatch)

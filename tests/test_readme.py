@@ -27,8 +27,13 @@ def commands():
 
 
 def run(*args):
-    done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, timeout=120,
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    done = subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().replace("\r\n", "\n")
 
@@ -46,8 +51,9 @@ def test_first_command_prints_what_readme_shows():
 
 def test_the_shipped_model_is_what_the_formula_says():
     encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
-    ids = gpt2_pico.generate(encoder.encode("ROMEO:"), params, hparams["n_head"], 40,
-                             eos=hparams["eos_token_id"])
+    ids = gpt2_pico.generate(
+        encoder.encode("ROMEO:"), params, hparams["n_head"], 40, eos=hparams["eos_token_id"]
+    )
     assert encoder.decode(list(ids)) + "\n" == promised_output()
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 12e6
 
@@ -60,8 +66,12 @@ def test_python_example_runs():
 @pytest.mark.parametrize("script", ["gpt2.py", "train.py"])
 def test_every_option_shown_is_in_help(script):
     known = set(re.findall(r"--\w+", run(script, "--help")))
-    used = {word for line in commands() if script in line
-            for word in re.findall(r"--\w+", line.split(script)[1])}
+    used = {
+        word
+        for line in commands()
+        if script in line
+        for word in re.findall(r"--\w+", line.split(script)[1])
+    }
     assert used and used <= known
     if script == "gpt2.py":
         table = README.split("| option |")[1].split("\n\n")[0]

@@ -82,8 +82,10 @@ def test_tiny_gpt2():
     encoder, hparams, params = utils.load_model(GOLDEN / "tf_gpt2")
     assert hparams == {**golden.GPT2, "layer_norm_epsilon": 1e-5, "eos_token_id": 256}
     assert encoder.encode("Hi") == [encoder.encoder["H"], encoder.encoder["i"]]
-    expected = {name: golden.values(name, shape)
-                for name, shape in golden.gpt2_shapes(**golden.GPT2).items()}
+    expected = {
+        name: golden.values(name, shape)
+        for name, shape in golden.gpt2_shapes(**golden.GPT2).items()
+    }
     assert np.array_equal(params["wte"], expected["model/wte"])
     assert np.array_equal(params["ln_f"]["g"], expected["model/ln_f/g"])
     for i, block in enumerate(params["blocks"]):
@@ -149,8 +151,8 @@ def reseal(index):
             blocks.append((0, handles[0] - 5))
         for offset, size in blocks:
             if 0 <= offset < offset + size < len(index) - 48:
-                crc = masked_crc32c(bytes(index[offset:offset + size + 1]))
-                index[offset + size + 1:offset + size + 5] = crc.to_bytes(4, "little")
+                crc = masked_crc32c(bytes(index[offset : offset + size + 1]))
+                index[offset + size + 1 : offset + size + 5] = crc.to_bytes(4, "little")
     except ValueError:
         pass
     return bytes(index)
@@ -159,8 +161,10 @@ def reseal(index):
 def test_fuzz(tmp_path):
     """A mutated index is read, or refused in one line with its name."""
     rng = random.Random(0)
-    genuine = {directory: (GOLDEN / directory / "model.ckpt.index").read_bytes()
-               for directory in ("tf_gpt2", "tf_shapes")}
+    genuine = {
+        directory: (GOLDEN / directory / "model.ckpt.index").read_bytes()
+        for directory in ("tf_gpt2", "tf_shapes")
+    }
     for directory in genuine:
         shutil.copytree(GOLDEN / directory, tmp_path / directory)
     refused = {}
@@ -190,13 +194,13 @@ def mutate(rng, data):
             case 0 if data:
                 data[at] ^= 1 << rng.randrange(8)
             case 1:
-                data[at:at + n] = rng.randbytes(n)
+                data[at : at + n] = rng.randbytes(n)
             case 2:
-                data[at:at + n] = rng.choice([b"\xff", b"\0", b"\x80", b"\x7f"]) * n
+                data[at : at + n] = rng.choice([b"\xff", b"\0", b"\x80", b"\x7f"]) * n
             case 3:
                 data[at:at] = rng.randbytes(n)
             case 4:
-                del data[at:at + n]
+                del data[at : at + n]
             case 5:
-                data[at:at + n] = data[(start := rng.randrange(len(data) or 1)):start + n]
-    return bytes(data) if rng.random() < 0.95 else bytes(data[:rng.randrange(len(data) or 1)])
+                data[at : at + n] = data[(start := rng.randrange(len(data) or 1)) : start + n]
+    return bytes(data) if rng.random() < 0.95 else bytes(data[: rng.randrange(len(data) or 1)])

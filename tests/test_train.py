@@ -20,9 +20,28 @@ from encoder import get_encoder, learn_bpe
 from utils import flatten, load_encoder_hparams_and_params
 
 WORDS = "the king and queen of york will not come to london, said richard;\n\nyes my lord\n".split(
-    " ")
-SMALL = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--n_ctx", "16", "--batch_size", "6",
-         "--vocab_size", "300", "--iterations", "44", "--eval_interval", "10", "--threads", "2"]
+    " "
+)
+SMALL = [
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "16",
+    "--n_ctx",
+    "16",
+    "--batch_size",
+    "6",
+    "--vocab_size",
+    "300",
+    "--iterations",
+    "44",
+    "--eval_interval",
+    "10",
+    "--threads",
+    "2",
+]
 NOISY = [*SMALL, "--dropout", "0.2", "--merge_dropout", "0.1"]
 
 
@@ -122,8 +141,9 @@ def random_state(n_threads, n_layer=2):
 
 
 def settings(**changed):
-    return SimpleNamespace(**{"dropout": 0.0, "seed": 0, "optimizer": "adamw",
-                              "weight_decay": 0.1, **changed})
+    return SimpleNamespace(
+        **{"dropout": 0.0, "seed": 0, "optimizer": "adamw", "weight_decay": 0.1, **changed}
+    )
 
 
 HPARAMS = {"n_head": 3, "layer_norm_epsilon": 1e-5}
@@ -137,8 +157,9 @@ def test_threads_and_pieces_do_not_change_a_step(optimizer, monkeypatch):
         _, state = random_state(n_threads)
         with ThreadPoolExecutor(n_threads) as pool:
             for step in 1, 2, 3:
-                loss = train.train_step(pool, state, ids, step, 1e-2, HPARAMS,
-                                        settings(optimizer=optimizer))
+                loss = train.train_step(
+                    pool, state, ids, step, 1e-2, HPARAMS, settings(optimizer=optimizer)
+                )
         results.append((loss, state["w"].copy()))
     for loss, w in results[1:]:
         assert abs(loss - results[0][0]) < 1e-4 and np.abs(w - results[0][1]).max() < 1e-3
@@ -149,7 +170,8 @@ def test_a_flat_vector_holds_each_parameter_once():
     params, state = random_state(1)
     views = flatten(state["params"])
     assert {name: view.shape for name, view in views.items()} == {
-        name: array.shape for name, array in flatten(params).items()}
+        name: array.shape for name, array in flatten(params).items()
+    }
     state["w"][...] = np.arange(state["w"].size)
     seen = np.concatenate([view.ravel() for view in views.values()])
     assert sorted(seen.tolist()) == list(range(state["w"].size))
@@ -192,13 +214,21 @@ def test_schedule_warms_up_and_ends_at_zero():
 def test_a_run_learns_and_leaves_a_model(unbroken, text):
     out, done = unbroken
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "log.csv", "merges.txt", "model.safetensors", "vocab.json"]
+        "config.json",
+        "log.csv",
+        "merges.txt",
+        "model.safetensors",
+        "vocab.json",
+    ]
     losses = [float(row[-1]) for row in curve(out)[1:]]
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.3 and losses[0] < math.log(300)
     encoder, hparams, params = load_encoder_hparams_and_params(str(out), "")
     assert hparams["n_vocab"] == len(encoder.encoder) and hparams["n_ctx"] == 16
-    completed = subprocess.run([sys.executable, str(ROOT / "gpt2.py"), "the", "--model_size",
-                                str(out)], capture_output=True, timeout=60)
+    completed = subprocess.run(
+        [sys.executable, str(ROOT / "gpt2.py"), "the", "--model_size", str(out)],
+        capture_output=True,
+        timeout=60,
+    )
     assert completed.returncode == 0 and len(completed.stdout) > 20
 
 
@@ -216,8 +246,9 @@ def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
     for rows in 1, 2, 4:  # evaluations to wait for, and a moment more
         process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL)
         until = time.monotonic() + 60
-        while time.monotonic() < until and not ((out / "log.csv").exists()
-                                                and len(curve(out)) > rows):
+        while time.monotonic() < until and not (
+            (out / "log.csv").exists() and len(curve(out)) > rows
+        ):
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
@@ -257,8 +288,13 @@ def test_a_run_ends_on_the_text_as_it_is(text, tmp_path, monkeypatch):
 def test_a_name_is_a_directory_here(text, tmp_path):
     (tmp_path / "shakespeare" / "training").mkdir(parents=True)
     (tmp_path / "shakespeare" / "training" / "notes").write_text("of somebody else")
-    done = subprocess.run(command(text, "--out", "shakespeare", *SMALL), cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(text, "--out", "shakespeare", *SMALL),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     found = float(re.search(r"loss (\S+) nats per token, ", done.stdout)[1])
     assert abs(found - float(curve(tmp_path / "shakespeare")[-1][-1])) < 0.2
@@ -271,8 +307,9 @@ def test_a_name_is_a_directory_here(text, tmp_path):
 def test_an_unfinished_run_is_guarded(text, tmp_path):
     out = tmp_path / "out"
     work = out / "training"
-    process = subprocess.Popen(command(text, "--out", out, *SMALL, "--iterations", "100000"),
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(text, "--out", out, *SMALL, "--iterations", "100000"), stdout=subprocess.DEVNULL
+    )
     until = time.monotonic() + 60
     while time.monotonic() < until and not (out / "log.csv").exists():
         time.sleep(0.01)
@@ -287,8 +324,9 @@ def test_an_unfinished_run_is_guarded(text, tmp_path):
     ):
         done = run(*args)
         assert done.returncode == 1 and word in done.stderr and done.stderr.count("\n") == 1
-        assert files == {path.name: path.read_bytes() for path in work.iterdir()
-                         if path.suffix != ".tmp"}
+        assert files == {
+            path.name: path.read_bytes() for path in work.iterdir() if path.suffix != ".tmp"
+        }
     for name in "tokens.bin", "checkpoint.safetensors":
         (work / name).write_bytes(files[name][:-8])
         done = run("--out", out, "--resume")
@@ -307,9 +345,21 @@ def test_evaluate_agrees_with_gpt2(unbroken, text, tmp_path):
     assert words[0] == str(n - 1) and words[2] == "2000"
     per_token, per_char = float(words[5]), float(words[-4])
     assert per_char == pytest.approx(per_token * (n - 1) / 2000, abs=1e-4)
-    plain = subprocess.run([sys.executable, str(ROOT / "gpt2.py"), "--perplexity", str(part),
-                            "--stride", "8", "--model_size", str(unbroken[0])],
-                           capture_output=True, text=True, timeout=60)
+    plain = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "gpt2.py"),
+            "--perplexity",
+            str(part),
+            "--stride",
+            "8",
+            "--model_size",
+            str(unbroken[0]),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     found = float(plain.stdout.split("\n")[1].split()[-1])
     assert found == pytest.approx(per_token, abs=0.05)  # windows there are one token shorter
     # A stride beyond the context would leave tokens out.
@@ -319,15 +369,30 @@ def test_evaluate_agrees_with_gpt2(unbroken, text, tmp_path):
 
 def test_fine_tuning_starts_from_the_model(unbroken, text, tmp_path):
     out = tmp_path / "tuned"
-    done = run(text, "--out", out, "--init_from", unbroken[0], "--iterations", "10",
-               "--eval_interval", "5", "--learning_rate", "1e-3", "--dtype", "float16",
-               "--minutes", "0.02")
+    done = run(
+        text,
+        "--out",
+        out,
+        "--init_from",
+        unbroken[0],
+        "--iterations",
+        "10",
+        "--eval_interval",
+        "5",
+        "--learning_rate",
+        "1e-3",
+        "--dtype",
+        "float16",
+        "--minutes",
+        "0.02",
+    )
     assert done.returncode == 0, done.stderr
     last = float(curve(unbroken[0])[-1][-1])
     assert abs(float(curve(out)[1][-1]) - last) < 0.2
     assert (out / "vocab.json").read_bytes() == (unbroken[0] / "vocab.json").read_bytes()
     assert (out / "model.safetensors").stat().st_size < 0.6 * (
-        unbroken[0] / "model.safetensors").stat().st_size
+        unbroken[0] / "model.safetensors"
+    ).stat().st_size
 
 
 def test_plot(unbroken, tmp_path):
@@ -341,7 +406,8 @@ def test_plot(unbroken, tmp_path):
 
 def test_wrong_usage_is_2(text, tmp_path):
     for args, word in (
-        ([text], "--out"), (["--out", tmp_path], "text"),
+        ([text], "--out"),
+        (["--out", tmp_path], "text"),
         ([text, "--out", tmp_path / "m", "--n_embd", "10", "--n_head", "4"], "--n_embd 10"),
         ([text, "--out", tmp_path / "m", "--dropout", "2"], "dropout"),
         ([text, "--out", tmp_path / "m", "--vocab_size", "100"], "257"),
@@ -381,8 +447,18 @@ def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(text, tmp_path):
     out = tmp_path / "diverges"
-    done = run(text, "--out", out, *SMALL, "--learning_rate", "1e38", "--optimizer", "adamw",
-               "--eval_interval", "1")
+    done = run(
+        text,
+        "--out",
+        out,
+        *SMALL,
+        "--learning_rate",
+        "1e38",
+        "--optimizer",
+        "adamw",
+        "--eval_interval",
+        "1",
+    )
     assert done.returncode == 1 and "the loss is" in done.stderr and done.stderr.count("\n") == 1
     assert (out / "training" / "checkpoint.safetensors").exists()
 

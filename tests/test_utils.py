@@ -69,7 +69,11 @@ def test_save_and_load(directory, tmp_path):
         assert x.flags.aligned and not x.flags.owndata and not x.flags.writeable, name
     assert params["h.1.attn.c_attn.weight"].shape == (8, 24)
     assert sorted(path.name for path in directory.iterdir()) == [
-        "config.json", "merges.txt", "model.safetensors", "vocab.json"]
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "vocab.json",
+    ]
 
 
 def test_data_begins_aligned(directory):
@@ -83,7 +87,7 @@ def test_written_file_in_the_safetensors_library(directory):
     theirs = library.load_file(directory / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(x, theirs[name]) for name, x in ours.items())
-    assert library.save(theirs)[-len(ours) * 4:]
+    assert library.save(theirs)[-len(ours) * 4 :]
     library.save_file(theirs, directory / "theirs.safetensors")
     again = utils.read_safetensors(directory / "theirs.safetensors")
     assert all(np.array_equal(x, again[name]) for name, x in ours.items())
@@ -95,7 +99,7 @@ def test_transformers_names(dtype, directory):
     encoder, hparams, params = utils.load_model(OPENAI)
     utils.save_model(directory, hparams, params, encoder, dtype)
     data = (directory / "model.safetensors").read_bytes()
-    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header.pop("__metadata__") == {"format": "pt"}
     assert all(name.startswith("transformer.") for name in header) and len(header) == 28
     assert {entry["dtype"] for entry in header.values()} == {"F32" if dtype[-2:] == "32" else "F16"}
@@ -110,8 +114,9 @@ def test_shared_model_saves_as_transformers_wrote_it(shared, tmp_path):
     original = shared / "models" / "shakespeare-hf"
     encoder, hparams, params = utils.load_model(original)
     utils.save_model(tmp_path, hparams, params, encoder)
-    ours, theirs = (utils.read_safetensors(path / "model.safetensors")
-                    for path in (tmp_path, original))
+    ours, theirs = (
+        utils.read_safetensors(path / "model.safetensors") for path in (tmp_path, original)
+    )
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], x) for name, x in theirs.items())
     ours, theirs = (json.loads((path / "config.json").read_text()) for path in (tmp_path, original))
@@ -133,7 +138,7 @@ def test_half_precision_and_unaligned(directory, tmp_path):
     data = path.read_bytes()
     expected = {name: x.copy() for name, x in utils.flatten(utils.load_model(directory)[2]).items()}
     n = int.from_bytes(data[:8], "little")
-    path.write_bytes((n + 3).to_bytes(8, "little") + data[8:8 + n] + b"   " + data[8 + n:])
+    path.write_bytes((n + 3).to_bytes(8, "little") + data[8 : 8 + n] + b"   " + data[8 + n :])
     assert not utils.read_safetensors(path)["transformer.wte.weight"].flags.aligned
     for name, x in utils.flatten(utils.load_model(directory)[2]).items():
         assert x.flags.aligned and np.array_equal(x, expected[name])
@@ -159,22 +164,48 @@ def test_bare_names_masks_and_a_redundant_head(directory):
 def test_config_defaults(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config = utils.read_config(tmp_path / "config.json")
-    assert config == {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12,
-                      "n_layer": 12, "n_inner": 3072, "layer_norm_epsilon": 1e-5,
-                      "eos_token_id": None, "tie_word_embeddings": True}
+    assert config == {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "n_inner": 3072,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_id": None,
+        "tie_word_embeddings": True,
+    }
     (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24, "eos_token_id": [1, 2]}')
     config = utils.read_config(tmp_path / "config.json")
     assert config["n_positions"] == 64 and config["n_inner"] == 96
     assert config["eos_token_id"] is None
 
 
-@pytest.mark.parametrize("key, value", [
-    ("model_type", "gpt_neo"), ("activation_function", "relu"), ("activation_function", "gelu"),
-    ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True),
-    ("reorder_and_upcast_attn", True), ("add_cross_attention", True), ("n_layer", 0),
-    ("n_layer", 2.0), ("n_layer", True), ("n_head", 3), ("n_embd", "8"), ("n_positions", -1),
-    ("vocab_size", 10**12), ("n_inner", []), ("layer_norm_epsilon", 0), ("n_embd", None),
-    ("layer_norm_epsilon", "1e-5"), ("n_head", {}), ("activation_function", ["gelu_new"])])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model_type", "gpt_neo"),
+        ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("reorder_and_upcast_attn", True),
+        ("add_cross_attention", True),
+        ("n_layer", 0),
+        ("n_layer", 2.0),
+        ("n_layer", True),
+        ("n_head", 3),
+        ("n_embd", "8"),
+        ("n_positions", -1),
+        ("vocab_size", 10**12),
+        ("n_inner", []),
+        ("layer_norm_epsilon", 0),
+        ("n_embd", None),
+        ("layer_norm_epsilon", "1e-5"),
+        ("n_head", {}),
+        ("activation_function", ["gelu_new"]),
+    ],
+)
 def test_another_architecture_is_refused(key, value, directory):
     configure(directory, **{key: value})
     with pytest.raises(ValueError, match="model/config.json: ") as error:
@@ -198,8 +229,10 @@ def test_tensors_are_refused_by_name(directory):
     refused(lambda t: t.update({wte: t[wte].astype(np.float64)}), "wte.weight is float64, not F32")
     refused(lambda t: t.update({"lm_head.weight": t[wte] + 1}), "lm_head.weight differs from wte")
     refused(lambda t: t.update({"lm_head.weight": t[wte][1:]}), "lm_head.weight differs from wte")
-    refused(lambda t: t.update({"transformer.h.2.ln_1.bias": t["transformer.ln_f.bias"]}),
-            "'h.2.ln_1.bias' is no part")
+    refused(
+        lambda t: t.update({"transformer.h.2.ln_1.bias": t["transformer.ln_f.bias"]}),
+        "'h.2.ln_1.bias' is no part",
+    )
     refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without transformer.")
     configure(directory, tie_word_embeddings=False)
     refused(lambda t: None, "lm_head.weight is missing")
@@ -247,37 +280,63 @@ def test_shards(directory):
     assert all(np.array_equal(x, found[name]) for name, x in expected.items())
     name = "transformer.wte.weight"
     other = next(file for file in weight_map.values() if file != weight_map[name])
-    for weight_map[name], match in ((other, "wte.weight' is missing"), (3, "names of files"),
-                                    ("../model.safetensors", "names of files"),
-                                    ("/etc/passwd", "names of files")):
+    for weight_map[name], match in (
+        (other, "wte.weight' is missing"),
+        (3, "names of files"),
+        ("../model.safetensors", "names of files"),
+        ("/etc/passwd", "names of files"),
+    ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(ValueError, match=match):
             utils.load_model(directory)
 
 
-@pytest.mark.parametrize("header, match", [
-    (b"", "cut off"), (b"[]", "not an object"), (b"{", "damaged JSON"), (b"{} x", "damaged JSON"),
-    (b"[" * 100_000, "damaged JSON"), (b'{"a": NaN}', "NaN is no JSON"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 1}', "key occurs twice"),
-    (b'{"a": 3}', "tensor 'a' has no dtype"), (b'{"a": {"dtype": "F32"}}', "tensor 'a' has no"),
-    (b'{"__metadata__": {"a": 1}}', "__metadata__"), (b'{"__metadata__": []}', "__metadata__"),
-    (b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F33'"),
-    (b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype"),
-    (b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', "damaged shape"),
-    (b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}', "damaged shape"),
-    (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "damaged shape"),
-    (b'{"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}', "damaged shape"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}', "data_offsets"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', "does not fit"),
-    (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "does not fit"),
-    (b'{"a": {"dtype": "F32", "shape": [0, 99999999999999, 99999999999999], '
-     b'"data_offsets": [0, 0]}}', "impossible shape"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "hole or overlap"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
-     b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "hole or overlap"),
-    (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}', "cut off"),
-    (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "4 bytes after the last"),
-    (b'{"a\\n\xe2\x80\xa8": 3}', "a.n.u2028"), (b"\xff{}", "damaged JSON")])
+@pytest.mark.parametrize(
+    "header, match",
+    [
+        (b"", "cut off"),
+        (b"[]", "not an object"),
+        (b"{", "damaged JSON"),
+        (b"{} x", "damaged JSON"),
+        (b"[" * 100_000, "damaged JSON"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 1}',
+            "key occurs twice",
+        ),
+        (b'{"a": 3}', "tensor 'a' has no dtype"),
+        (b'{"a": {"dtype": "F32"}}', "tensor 'a' has no"),
+        (b'{"__metadata__": {"a": 1}}', "__metadata__"),
+        (b'{"__metadata__": []}', "__metadata__"),
+        (b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F33'"),
+        (b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype"),
+        (b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}', "data_offsets"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', "does not fit"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "does not fit"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [0, 99999999999999, 99999999999999], '
+            b'"data_offsets": [0, 0]}}',
+            "impossible shape",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "hole or overlap"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+            b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "hole or overlap",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}', "cut off"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "4 bytes after the last",
+        ),
+        (b'{"a\\n\xe2\x80\xa8": 3}', "a.n.u2028"),
+        (b"\xff{}", "damaged JSON"),
+    ],
+)
 def test_damaged_header(header, match, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -286,8 +345,17 @@ def test_damaged_header(header, match, tmp_path):
     assert str(error.value).startswith(str(path)) and len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\x02", bytes(8), b"\xff" * 8, b"\xff" * 7 + b"\x7f{}",
-                                  (1 << 40).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x02",
+        bytes(8),
+        b"\xff" * 8,
+        b"\xff" * 7 + b"\x7f{}",
+        (1 << 40).to_bytes(8, "little") + b"{}",
+    ],
+)
 def test_header_length_is_bounded(data, tmp_path):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(ValueError, match="no safetensors file, or cut off"):
@@ -326,8 +394,28 @@ def test_fuzz(directory):
     assert len(refused) > 10
 
 
-EVIL = (None, True, 0, 1, -1, 2.5, 1e308, 1 << 31, 1 << 62, 10**30, "", "F16", "BF16", [], {},
-        [0, 0], [1, 1, 257, 8], [[]], {"a": 1}, "transformer.wte.weight")
+EVIL = (
+    None,
+    True,
+    0,
+    1,
+    -1,
+    2.5,
+    1e308,
+    1 << 31,
+    1 << 62,
+    10**30,
+    "",
+    "F16",
+    "BF16",
+    [],
+    {},
+    [0, 0],
+    [1, 1, 257, 8],
+    [[]],
+    {"a": 1},
+    "transformer.wte.weight",
+)
 
 
 def mutate_json(rng, data):
@@ -352,9 +440,13 @@ def test_any_json_as_header(tmp_path):
     hypothesis = pytest.importorskip("hypothesis")
     st, path = hypothesis.strategies, tmp_path / "x"
     scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-    entry = st.fixed_dictionaries({
-        "dtype": st.sampled_from([*tensor_file.DTYPES, "F8"]), "shape": st.lists(st.integers(0, 9)),
-        "data_offsets": st.lists(st.integers(0, 99), min_size=2, max_size=2)})
+    entry = st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from([*tensor_file.DTYPES, "F8"]),
+            "shape": st.lists(st.integers(0, 9)),
+            "data_offsets": st.lists(st.integers(0, 99), min_size=2, max_size=2),
+        }
+    )
     anything = st.recursive(scalar, lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 
     headers = st.dictionaries(st.text(max_size=9), entry | anything)
@@ -374,6 +466,7 @@ def test_any_json_as_header(tmp_path):
 
 def test_atomic(directory, monkeypatch):
     """A disk that is full, or Ctrl-C, while a file is written leaves the one before as it was."""
+
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -391,6 +484,7 @@ def test_writing_takes_tensors_one_by_one(tmp_path, monkeypatch):
 
     def watched(x):
         import weakref
+
         assert all(ref() is None for ref in alive), "the one before is still held"
         wide = widen(x)
         alive.append(weakref.ref(wide))
@@ -404,9 +498,11 @@ def test_writing_takes_tensors_one_by_one(tmp_path, monkeypatch):
 
 def test_nothing_slow_is_imported(directory):
     """requests and tqdm cost more than a warm start may take; they come in only to fetch."""
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils; "
-            f"utils.load_encoder_hparams_and_params({str(directory)!r}, 'models'); "
-            "print({'requests', 'tqdm', 'tf_checkpoint', 'fetch'} & set(sys.modules))")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils; "
+        f"utils.load_encoder_hparams_and_params({str(directory)!r}, 'models'); "
+        "print({'requests', 'tqdm', 'tf_checkpoint', 'fetch'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
 
