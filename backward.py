@@ -1,9 +1,16 @@
 """The gradient of each function in gpt2.py, in the same order under the same names.
 
-Where the forward pass computes y from x, `f_backward(dy, ...)` returns dx, and the gradients of
-the parameters in a dict like the parameters'. Each quotes the line that it inverts, takes what
-the forward pass kept, and recomputes what is cheap. Shapes as in gpt2.py; a batch of B sequences
-of n tokens is one array of N = B n rows, and only attention tells them apart.
+The loss is one number. For any array x, dx stands for dloss/dx: an array of x's shape that says
+how fast the loss grows with each number in x. Training steps the other way.
+
+A function y = f(x) has a partner f_backward(dy, ...), which gets dy from the function after it and
+returns dx to the one before it. That is the chain rule: dx[i] is the sum, over all j, of dy[j]
+times the derivative of y[j] by x[i]. The gradients of f's parameters come with it, in a dict like
+theirs. Each partner quotes the line that it inverts, takes what the forward pass kept, and
+recomputes what is cheap. docs/gradients.md derives two of them step by step.
+
+Shapes as in gpt2.py, but a batch: B sequences of n tokens are one array of N = B n rows, and only
+attention tells them apart.
 Source: Rumelhart, Hinton and Williams 1986.
 """
 
@@ -11,54 +18,52 @@ import math
 
 import numpy as np
 
-from gpt2 import ROWS, attention, attention_weights, layer_norm, linear, normal_cdf
+from gpt2 import N_QUERIES, attention, exp_scores, layer_norm, linear, mean, normal_cdf, pieces
+
+SCORES = 2**17  # that attention computes at a time: they stay in the processor's cache
 
 
 def gelu_forward(x):  # [N, 4e] -> y and dy/dx, both [N, 4e]
     """gelu, and its slope while the tanh is at hand: x itself is of no use after that."""
-    # y = x p, p = normal_cdf(x) = 0.5 (1 + tanh(u)), u = c (x + 0.044715 x^3)
-    # dy/dx = p + x dp/dx, dp/dx = 2 p (1 - p) du/dx, du/dx = c (1 + 3 * 0.044715 x^2)
+    # y = x cdf, where cdf = normal_cdf(x) = 0.5 (1 + tanh(u)) and u = c (x + 0.044715 x^3)
+    # dy/dx = cdf + x dcdf/dx; dcdf/dx = 2 cdf (1 - cdf) du/dx; du/dx = c (1 + 3 * 0.044715 x^2)
     c, y, slope = math.sqrt(2 / math.pi), np.empty_like(x), np.empty_like(x)
-    n_rows = 2**16 // x.shape[1]
-    for i in range(0, len(x), n_rows):  # in pieces, as gpt2.in_pieces
-        x_i, y_i, slope_i = x[i : i + n_rows], y[i : i + n_rows], slope[i : i + n_rows]
-        p = normal_cdf(x_i)
-        np.multiply(x_i, p, out=y_i)
-        two_du = x_i * x_i
+    for i in pieces(x):
+        cdf = normal_cdf(x[i])
+        np.multiply(x[i], cdf, out=y[i])
+        two_du = x[i] * x[i]
         two_du *= 6 * 0.044715 * c
         two_du += 2 * c
-        np.subtract(1, p, out=slope_i)
-        slope_i *= two_du
-        slope_i *= y_i
-        slope_i += p
+        np.subtract(1, cdf, out=slope[i])
+        slope[i] *= two_du
+        slope[i] *= y[i]
+        slope[i] += cdf
     return y, slope
 
 
-def gelu_backward(dy, slope):  # [N, 4e] twice -> [N, 4e], in place of dy
+def gelu_backward(dy, slope):  # [N, 4e] twice -> [N, 4e]; overwrites dy
     # y = gelu(x)
     dy *= slope
     return dy
 
 
-def layer_norm_backward(dy, x, g, b, eps):  # [N, e], [N, e] -> [N, e]
-    # y = g z + b, z = (x - mean) / std
+def layer_norm_backward(dy, x, g, b, eps):  # [N, e] twice -> [N, e]
+    # y = g z + b, where z = (x - mean(x)) / std
     # dz = g dy; dx = (dz - mean(dz) - z mean(z dz)) / std
-    n, e = x.shape
     dx, dg, db = np.empty_like(x), np.zeros_like(g), np.zeros_like(b)
-    for i in range(0, n, 2**16 // e):  # in pieces, as gpt2.in_pieces
-        z, dy_i = x[i : i + 2**16 // e], dy[i : i + 2**16 // e]
-        z = z - np.add.reduce(z, -1, keepdims=True) / e
-        std = np.sqrt(np.add.reduce(z * z, -1, keepdims=True) / e + eps)
+    for i in pieces(x):
+        z = x[i] - mean(x[i])
+        std = np.sqrt(mean(z * z) + eps)
         z /= std
-        dg += np.add.reduce(dy_i * z, 0)
-        db += np.add.reduce(dy_i, 0)
-        dz = dy_i * g
-        mean = np.add.reduce(dz, -1, keepdims=True) / e
-        z *= np.add.reduce(dz * z, -1, keepdims=True) / e
+        dg += np.add.reduce(dy[i] * z, 0)
+        db += np.add.reduce(dy[i], 0)
+        dz = dy[i] * g
+        mean_dz = mean(dz)
+        z *= mean(dz * z)
         dz -= z
-        dz -= mean
+        dz -= mean_dz
         dz /= std
-        dx[i : i + 2**16 // e] = dz
+        dx[i] = dz
     return dx, {"g": dg, "b": db}
 
 
@@ -68,48 +73,35 @@ def linear_backward(dy, x, w, b):  # [N, out], [N, in] -> [N, in]
 
 
 def attention_backward(dy, y, qkv):  # [..., n, d] twice, [3, ..., n, d] -> [3, ..., n, d]
-    # y = p v, p = softmax(s), s = q k^T / sqrt(d)
-    # dv = p^T dy; dp = dy v^T; ds = p (dp - sum(p dp)), where sum(p dp) = sum(dy y)
-    # dq = ds k / sqrt(d); dk = ds^T q / sqrt(d)
+    # y = a v, where a = softmax(s) and s = q k^T / sqrt(d)
+    # dv = a^T dy; da = dy v^T; ds = a (da - sum of a da in the row); dq = ds k / sqrt(d);
+    # dk = ds^T q / sqrt(d). The sum over the keys of a da is that of dy y over the d numbers of a
+    # row, as dy (a v)^T = (dy v^T) a^T: so it takes no array of scores.
     q, k, v = qkv
     n, d = q.shape[-2:]
     q = q * (1 / math.sqrt(d))
     dqkv = np.empty_like(qkv)
     dq, dk, dv = dqkv
     dk[...] = dv[...] = 0
-    dy_y = np.add.reduce(dy * y, -1, keepdims=True)
-    for i in range(0, n, ROWS):  # the same pieces as in attention
-        j = min(i + ROWS, n)
-        p = attention_weights(q[..., i:j, :], k[..., :j, :])  # [..., j-i, j]
-        p /= np.add.reduce(p, -1, keepdims=True)
-        dv[..., :j, :] += p.swapaxes(-1, -2) @ dy[..., i:j, :]
+    sum_a_da = np.add.reduce(dy * y, -1, keepdims=True)
+    for i in range(0, n, N_QUERIES):  # the same pieces as in attention
+        j = min(i + N_QUERIES, n)
+        a = exp_scores(q[..., i:j, :], k[..., :j, :])  # [..., j - i, j]: computed anew, not kept
+        a /= np.add.reduce(a, -1, keepdims=True)
+        dv[..., :j, :] += a.swapaxes(-1, -2) @ dy[..., i:j, :]
         ds = dy[..., i:j, :] @ v[..., :j, :].swapaxes(-1, -2)
-        ds -= dy_y[..., i:j, :]
-        ds *= p
+        ds -= sum_a_da[..., i:j, :]
+        ds *= a
         np.matmul(ds, k[..., :j, :], out=dq[..., i:j, :])
         dk[..., :j, :] += ds.swapaxes(-1, -2) @ q[..., i:j, :]
     dq *= 1 / math.sqrt(d)
     return dqkv
 
 
-def dropout(x, p, rng):  # [N, e] -> [N, e] and the mask that the backward pass multiplies by
-    """Zero a share p of x and scale up the rest: Srivastava et al. 2014."""
-    if p == 0:
-        return x, None
-    mask = (rng.random(x.shape, np.float32) >= p) * np.float32(1 / (1 - p))
-    x *= mask
-    return x, mask
-
-
-def dropout_backward(dy, mask):  # [N, e] -> [N, e]
-    # y = x mask
-    return dy if mask is None else dy * mask
-
-
 def groups(x):  # [B, h, n, d] -> slices of B
-    """As many sequences at a time as have scores that stay in cache: long ones go one by one."""
+    """As many sequences at a time as have SCORES together; long ones go one by one."""
     _, n_head, n, _ = x.shape
-    size = max(1, 2**17 // (n_head * min(n, ROWS) * n))
+    size = max(1, SCORES // (n_head * min(n, N_QUERIES) * n))
     return [slice(i, i + size) for i in range(0, len(x), size)]
 
 
@@ -149,18 +141,34 @@ def ffn_backward(dy, kept, c_fc, c_proj):  # [N, e] -> [N, e]
     return dx, {"c_fc": d_c_fc, "c_proj": d_c_proj}
 
 
-def transformer_block_forward(x, ln_1, attn, ln_2, mlp, n, n_head, eps, p, rng):
+def dropout(x, rate, rng):  # [N, e] -> [N, e], overwrites x; and the mask for the backward pass
+    """Zero a share of the numbers, the rate, and scale up the rest: Srivastava et al. 2014."""
+    if rate == 0:
+        return x, None
+    mask = (rng.random(x.shape, np.float32) >= rate) * np.float32(1 / (1 - rate))
+    x *= mask
+    return x, mask
+
+
+def dropout_backward(dy, mask):  # [N, e] -> [N, e]
+    # y = x mask
+    return dy if mask is None else dy * mask
+
+
+def block_forward(x, ln_1, attn, ln_2, mlp, n, n_head, eps, rate, rng):  # [N, e] -> [N, e]
+    """The two lines of the loop in gpt2.gpt2, with dropout; and what block_backward takes."""
     y, kept_attn = mha_forward(layer_norm(x, **ln_1, eps=eps), **attn, n=n, n_head=n_head)
-    y, mask_1 = dropout(y, p, rng)
+    y, mask_1 = dropout(y, rate, rng)
     y += x
     z, kept_mlp = ffn_forward(layer_norm(y, **ln_2, eps=eps), **mlp)
-    z, mask_2 = dropout(z, p, rng)
+    z, mask_2 = dropout(z, rate, rng)
     z += y
     return z, (x, kept_attn, mask_1, y, kept_mlp, mask_2)
 
 
-def transformer_block_backward(dz, kept, ln_1, attn, ln_2, mlp, eps):  # [N, e] -> [N, e]
+def block_backward(dz, kept, ln_1, attn, ln_2, mlp, eps):  # [N, e] -> [N, e]
     # y = x + dropout(mha(layer_norm(x, ln_1))); z = y + dropout(ffn(layer_norm(y, ln_2)))
+    # A sum passes its gradient on to both of its parts: hence dy += dz and dx += dy.
     x, kept_attn, mask_1, y, kept_mlp, mask_2 = kept
     dy, d_mlp = ffn_backward(dropout_backward(dz, mask_2), kept_mlp, **mlp)
     dy, d_ln_2 = layer_norm_backward(dy, y, **ln_2, eps=eps)
@@ -171,17 +179,34 @@ def transformer_block_backward(dz, kept, ln_1, attn, ln_2, mlp, eps):  # [N, e] 
     return dx, {"ln_1": d_ln_1, "attn": d_attn, "ln_2": d_ln_2, "mlp": d_mlp}
 
 
-def cross_entropy(logits, targets):  # [N, n_vocab], [N] -> the sum of -log p(target), dlogits
-    # loss = -log softmax(logits)[target], so dlogits = softmax(logits) - onehot(target)
-    rows = np.arange(len(targets))
-    logits -= logits.max(-1, keepdims=True)
-    loss = -logits[rows, targets].sum()
-    np.exp(logits, out=logits)
-    total = np.add.reduce(logits, -1, keepdims=True)
-    loss += np.log(total).sum()
-    logits /= total
-    logits[rows, targets] -= 1
-    return float(loss), logits
+def gpt2_forward(inputs, wte, wpe, blocks, ln_f, n_head, eps, rate=0.0, rng=None):
+    """gpt2.gpt2 of a batch, with dropout: [B, n] ids -> [B n, n_vocab], and what it kept."""
+    n = inputs.shape[1]
+    x, mask = dropout((wte[inputs] + wpe[:n]).reshape(-1, wte.shape[1]), rate, rng)  # [N, e]
+    kept = []
+    for block in blocks:
+        x, kept_block = block_forward(x, **block, n=n, n_head=n_head, eps=eps, rate=rate, rng=rng)
+        kept.append(kept_block)
+    y = layer_norm(x, **ln_f, eps=eps)
+    return y @ wte.T, (inputs, mask, kept, x, y)
+
+
+def gpt2_backward(dlogits, kept, wte, wpe, blocks, ln_f, eps):  # -> gradients like params
+    inputs, mask, kept_blocks, x, y = kept
+    # logits = y wte^T
+    dx, d_ln_f = layer_norm_backward(dlogits @ wte, x, **ln_f, eps=eps)
+    dwte = dlogits.T @ y
+    d_blocks = []
+    while kept_blocks:  # popped, so that each layer's memory is free once it has been used
+        block = blocks[len(kept_blocks) - 1]
+        dx, d_block = block_backward(dx, kept_blocks.pop(), **block, eps=eps)
+        d_blocks.insert(0, d_block)
+    dx = dropout_backward(dx, mask)
+    # x = wte[inputs] + wpe[:n]
+    dwte += embedding_backward(dx, inputs.ravel(), len(wte))
+    dwpe = np.zeros_like(wpe)
+    dwpe[: inputs.shape[1]] = dx.reshape(*inputs.shape, -1).sum(0)
+    return {"wte": dwte, "wpe": dwpe, "blocks": d_blocks, "ln_f": d_ln_f}
 
 
 def embedding_backward(dy, ids, n_rows):  # [N, e], [N] -> [n_rows, e]
@@ -193,34 +218,15 @@ def embedding_backward(dy, ids, n_rows):  # [N, e], [N] -> [n_rows, e]
     return dw
 
 
-def gpt2_forward(inputs, wte, wpe, blocks, ln_f, n_head, eps=1e-5, p=0.0, rng=None):
-    """gpt2.gpt2 for a batch with dropout p: [B, n] ids -> [B n, n_vocab] logits, what it kept."""
-    n = inputs.shape[1]
-    x, mask = dropout((wte[inputs] + wpe[:n]).reshape(-1, wte.shape[1]), p, rng)  # [N, e]
-    kept = []
-    for block in blocks:
-        x, kept_block = transformer_block_forward(
-            x, **block, n=n, n_head=n_head, eps=eps, p=p, rng=rng
-        )
-        kept.append(kept_block)
-    y = layer_norm(x, **ln_f, eps=eps)
-    return y @ wte.T, (inputs, mask, kept, x, y)
-
-
-def gpt2_backward(dlogits, kept, wte, wpe, blocks, ln_f, eps=1e-5):  # -> gradients like params
-    inputs, mask, kept_blocks, x, y = kept
-    # logits = y wte^T
-    dx, d_ln_f = layer_norm_backward(dlogits @ wte, x, **ln_f, eps=eps)
-    dwte = dlogits.T @ y
-    d_blocks = []
-    while kept_blocks:  # popped, so that each layer's memory is free once it has been used
-        dx, d_block = transformer_block_backward(
-            dx, kept_blocks.pop(), **blocks[len(kept_blocks)], eps=eps
-        )
-        d_blocks.insert(0, d_block)
-    dx = dropout_backward(dx, mask)
-    # x = wte[inputs] + wpe[:n]
-    dwte += embedding_backward(dx, inputs.ravel(), len(wte))
-    dwpe = np.zeros_like(wpe)
-    dwpe[: inputs.shape[1]] = dx.reshape(*inputs.shape, -1).sum(0)
-    return {"wte": dwte, "wpe": dwpe, "blocks": d_blocks, "ln_f": d_ln_f}
+def cross_entropy(logits, targets):  # [N, n_vocab], [N] -> the sum of -log p(target), and dlogits
+    """Overwrites the logits, the largest array there is, with their gradient."""
+    # loss = -log softmax(logits)[target], so dlogits = softmax(logits) - onehot(target)
+    rows = np.arange(len(targets))
+    logits -= logits.max(-1, keepdims=True)
+    loss = -logits[rows, targets].sum()
+    np.exp(logits, out=logits)
+    total = np.add.reduce(logits, -1, keepdims=True)
+    loss += np.log(total).sum()
+    logits /= total
+    logits[rows, targets] -= 1
+    return float(loss), logits

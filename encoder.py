@@ -1,29 +1,44 @@
 """Byte-level byte-pair encoding: text to ids and back, and learning a vocabulary from a text.
 
-A text is cut into words, and the UTF-8 bytes of a word are its first tokens. Of all neighbours in
-the word, those that come first in the list of merges become one token, until no merge is left:
     " low" -> " ", "l", "o", "w" -> " l", "o", "w" -> " l", "ow" -> " low" -> [1877]
-In files a token is spelled with one visible character for each byte: " low" is "Ġlow".
+
+1. A text is cut into words. The space before a word belongs to it.
+2. The bytes of a word are its first tokens: so no text is without tokens.
+3. Neighbours become one token, those that stand first in the list of merges first, until no two
+   neighbours are in the list.
+4. Each token has a number, its id.
+
+A learned vocabulary is such a list: the pair of neighbours that a text has most often is the first
+merge, the pair that it then has most often is the second, and so on.
+
+In files, and here, a token is spelled with one visible character for each of its bytes: " low" is
+"Ġlow" (model_files/vocabulary.py has the alphabet).
 Sources: Sennrich et al. 2016, section 3.2 (merges); Radford et al. 2019, section 2.2 (bytes).
 """
 
 import codecs
-import gc
-import hashlib
 import heapq
-import json
+import math
 import re
 from collections import Counter, defaultdict
-from itertools import chain, filterfalse, pairwise
-from pathlib import Path
+from itertools import chain, pairwise
 
 import regex
 
-from tensor_file import read_json, write_atomic
+from model_files.vocabulary import (
+    BYTE_OF_CHAR,
+    CHAR_OF_BYTE,
+    END_OF_TEXT,
+    Vocabulary,
+    read_vocabulary,
+)
 
-END_OF_TEXT = "<|endoftext|>"
-# SHA-256 of the vocabulary that all released sizes share: it needs no check, which takes 30 ms.
-RELEASED = "00f404d36600411e497efb3df08d3b4e094f0820e2595afcb7cbd0c4353d4fcb"
+MAX_WORDS = 1 << 16  # whose ids an encoder remembers: some 16 MB
+
+
+# ================================================================================================
+# Words
+# ================================================================================================
 
 # A word is a contraction's end, letters, digits or other signs, each with the space before it, or
 # white space, which leaves its last space to the word that follows.
@@ -42,9 +57,6 @@ UNASSIGNED = "".join(
 )
 FIND_UNASSIGNED = re.compile(f"[{UNASSIGNED}]").search
 
-# A place where a word always ends: no word goes on from other signs to white space.
-FIND_CUT = re.compile(r"\S[ \n]").search
-
 # Three patterns of one meaning: `re` is twice as fast as `regex`, and both slow down with ranges.
 FIND_ASCII_WORDS = re.compile(WORD.format(L="A-Za-z", N="0-9"), re.ASCII).findall
 FIND_WORDS = regex.compile(WORD.format(L=r"\p{L}", N=r"\p{N}")).findall
@@ -52,95 +64,8 @@ FIND_WORDS_EXACTLY = regex.compile(
     WORD.format(L=rf"[\p{{L}}--[{UNASSIGNED}]]", N=rf"[\p{{N}}--[{UNASSIGNED}]]"), regex.VERSION1
 ).findall
 
-VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
-CHAR_OF_BYTE = {byte: chr(byte) for byte in VISIBLE}
-CHAR_OF_BYTE |= {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
-BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
-CACHE_SIZE = 1 << 16  # words: some 16 MB
-
-
-class Cache(dict):
-    """A dict that computes what it lacks, so that a hit costs no call of a Python function."""
-
-    def __init__(self, compute):
-        self.compute = compute
-
-    def __missing__(self, key):
-        value = self.compute(key)
-        if len(self) >= CACHE_SIZE:
-            self.clear()
-        if len(value) < 100:  # a long word hardly comes back, and fills the memory
-            self[key] = value
-        return value
-
-
-class Encoder:
-    """A vocabulary at work.
-
-    encoder: {spelled token: id}; merges: [(spelled token, spelled token)], the first comes first;
-    added: {literal text: id}, texts beyond `encoder` that become their id wherever they stand.
-    """
-
-    def __init__(self, encoder, merges, added=None):
-        self.encoder, self.merges = encoder, merges
-        self.added = {text: id_ for text, id_ in (added or {}).items() if text not in encoder}
-        self.rank = dict(zip(merges, range(len(merges)), strict=True))
-        id_of = {**encoder, **self.added}
-        self.token_of_id = dict(zip(id_of.values(), id_of, strict=True))
-        self.n_vocab = len(id_of)
-        self.eot = id_of.get(END_OF_TEXT)
-        self.ids_of_word, self.bytes_of_id = Cache(self._ids_of_word), Cache(self._bytes_of_id)
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self.split_added = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
-
-    def encode(self, text):
-        """The ids of a text: "Hello world" -> [15496, 995]. A lone surrogate counts as U+FFFD, and
-        <|endoftext|> as plain text, as in tiktoken's encode_ordinary."""
-        text = without_surrogates(text)
-        if not self.added:
-            return self._encode(text)
-        ids = []
-        for i, part in enumerate(self.split_added(text)):
-            ids += [self.added[part]] if i % 2 else self._encode(part)
-        return ids
-
-    def encode_bytes(self, data):
-        """The ids of any bytes, UTF-8 or not; `decode_bytes` gives the same bytes back."""
-        return self._encode(data.decode("utf-8", "surrogateescape"))
-
-    def decode(self, ids):
-        """The text of ids: [15496, 995] -> "Hello world". What is not UTF-8 becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def decode_bytes(self, ids):
-        """The bytes of ids; ValueError for an id that the vocabulary does not have."""
-        return b"".join(map(self.bytes_of_id.__getitem__, ids))
-
-    def _encode(self, text):
-        words = chain.from_iterable(split_words(text))
-        return list(chain.from_iterable(map(self.ids_of_word.__getitem__, words)))
-
-    def _ids_of_word(self, word):
-        tokens = [CHAR_OF_BYTE[byte] for byte in word.encode("utf-8", "surrogateescape")]
-        return tuple(self.encoder[token] for token in merge(tokens, self.rank))
-
-    def _bytes_of_id(self, id_):
-        token = self.token_of_id.get(id_)
-        if token is None:
-            raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} tokens")
-        if token in self.added or not BYTE_OF_CHAR.keys() >= set(token):
-            return token.encode("utf-8", "surrogatepass")
-        return bytes(BYTE_OF_CHAR[char] for char in token)
-
-
-def without_surrogates(text):
-    """Pairs of surrogates become the character they stand for, lone ones U+FFFD."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+# A place where a word always ends: no word goes on from other signs to white space.
+FIND_CUT = re.compile(r"\S[ \n]").search
 
 
 def split_words(text):
@@ -161,15 +86,45 @@ def split_words(text):
         start = end
 
 
-def merge(tokens, rank):
-    """Merge neighbours, lowest rank first, then leftmost, until none is left to merge.
+def without_surrogates(text):
+    """Pairs of surrogates become the character they stand for, lone ones U+FFFD."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    n log n steps whatever the text: a heap of merges over a doubly linked list of tokens.
+
+# ================================================================================================
+# Merges
+# ================================================================================================
+
+
+def merge_simply(tokens, rank):
+    """The definition: of all neighbours merge those of the lowest rank, the leftmost first.
+
+    tokens: [token, ...] of one word; rank: {(token, token): place in the list of merges}.
+    """
+    while len(tokens) > 1:
+        pairs = list(pairwise(tokens))
+        ranks = [rank.get(pair, math.inf) for pair in pairs]
+        i = ranks.index(min(ranks))
+        if pairs[i] not in rank:
+            break
+        tokens = [*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2 :]]
+    return tokens
+
+
+def merge(tokens, rank):
+    """The same, fast: n log n steps for n tokens, where the definition takes n squared.
+
+    The pairs wait in a heap, so that none is looked at twice. The tokens are a linked list: before
+    and after hold the places of each one's neighbours, since a merge takes one token out.
     """
     n = len(tokens)
     tokens = [*tokens, None]  # at n and at -1: the neighbour of both ends, which merges with none
     before, after = list(range(-1, n)), list(range(1, n + 1))
-    # rank * n + position sorts as (rank, position) does and takes a third of the memory.
+    # rank * n + place sorts as (rank, place) does and takes a third of the memory.
     heap = [rank[pair] * n + i for i, pair in enumerate(pairwise(tokens)) if pair in rank]
     heapq.heapify(heap)
     while heap:
@@ -188,180 +143,196 @@ def merge(tokens, rank):
     return [token for token in tokens if token]
 
 
-def decode_stream(encoder, ids):
-    """Yield the text of ids piece by piece, a character as soon as its last byte is there."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for id_ in ids:
-        if text := decoder.decode(encoder.decode_bytes([id_])):
+# ================================================================================================
+# Text to ids and back
+# ================================================================================================
+
+
+class Memory(dict):
+    """A dict that computes what it lacks, so that a hit costs no call of a Python function."""
+
+    def __init__(self, compute):
+        self.compute = compute
+
+    def __missing__(self, key):
+        value = self.compute(key)
+        if len(self) >= MAX_WORDS:
+            self.clear()
+        if len(value) < 100:  # a long word hardly comes back, and fills the memory
+            self[key] = value
+        return value
+
+
+class Encoder:
+    """A vocabulary at work. eot: the id of <|endoftext|>, or None; n_vocab: number of ids."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+        self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
+        id_of = {**vocabulary.ids, **vocabulary.added}
+        self.token_of_id = dict(zip(id_of.values(), id_of, strict=True))
+        self.n_vocab = len(id_of)
+        self.eot = id_of.get(END_OF_TEXT)
+        self.ids_of_word, self.bytes_of_id = Memory(self._ids_of_word), Memory(self._bytes_of_id)
+        longest_first = sorted(vocabulary.added, key=len, reverse=True)
+        self.split_added = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+
+    def encode(self, text):
+        """The ids of a text: "Hello world" -> [15496, 995]. A lone surrogate counts as U+FFFD, and
+        <|endoftext|> as plain text, as in tiktoken's encode_ordinary."""
+        text = without_surrogates(text)
+        if not self.vocabulary.added:
+            return self._encode(text)
+        ids = []
+        for i, part in enumerate(self.split_added(text)):
+            ids += [self.vocabulary.added[part]] if i % 2 else self._encode(part)
+        return ids
+
+    def encode_bytes(self, data):
+        """The ids of any bytes, UTF-8 or not; `decode_bytes` gives the same bytes back."""
+        return self._encode(data.decode("utf-8", "surrogateescape"))
+
+    def decode(self, ids):
+        """The text of ids: [15496, 995] -> "Hello world". What is not UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids):
+        """The bytes of ids; ValueError for an id that the vocabulary does not have."""
+        return b"".join(map(self.bytes_of_id.__getitem__, ids))
+
+    def decode_stream(self, ids):
+        """Yield the text of ids piece by piece, a character as soon as its last byte is there.
+
+        A token may end inside a character: "é" can be two tokens of a byte each.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for id_ in ids:
+            if text := decoder.decode(self.decode_bytes([id_])):
+                yield text
+        if text := decoder.decode(b"", final=True):
             yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
+
+    def _encode(self, text):
+        words = chain.from_iterable(split_words(text))
+        return list(chain.from_iterable(map(self.ids_of_word.__getitem__, words)))
+
+    def _ids_of_word(self, word):
+        tokens = [CHAR_OF_BYTE[byte] for byte in word.encode("utf-8", "surrogateescape")]
+        return tuple(self.vocabulary.ids[token] for token in merge(tokens, self.rank))
+
+    def _bytes_of_id(self, id_):
+        token = self.token_of_id.get(id_)
+        if token is None:
+            raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} tokens")
+        if token in self.vocabulary.added or not BYTE_OF_CHAR.keys() >= set(token):
+            return token.encode("utf-8", "surrogatepass")
+        return bytes(BYTE_OF_CHAR[char] for char in token)
 
 
-def learn_bpe(chunks, vocab_size):
-    """The vocabulary of a text: <|endoftext|>, the 256 bytes, then a token for each merge.
+def get_encoder(directory):
+    """-> the Encoder of a model directory: vocab.json and merges.txt, or OpenAI's encoder.json and
+    vocab.bpe, or tokenizer.json.
 
-    chunks: an iterable of texts; no word goes across their ends, so that a file may give other
-    words by the line than in one piece. Merges the pair of tokens that is there most often (of
-    equals, the one with the lower ids), until no pair is there twice or vocab_size is reached.
+    FileNotFoundError if none of them is there, ValueError naming the file if one is damaged.
+    """
+    return Encoder(read_vocabulary(directory))
+
+
+# ================================================================================================
+# Learning a vocabulary
+# ================================================================================================
+
+
+def learn_bpe(texts, vocab_size):
+    """-> Encoder: <|endoftext|>, the 256 bytes, then a token for each merge learned from texts.
+
+    Merges the pair of neighbours that is there most often (of equals, the one with the lower ids),
+    until no pair is there twice or vocab_size is reached. No word goes across the end of a text.
     ["low low lower"], 260 -> merges l o, lo w, Ġ low
     """
     tokens = [END_OF_TEXT, *sorted(BYTE_OF_CHAR)]
-    encoder = {token: id_ for id_, token in enumerate(tokens)}
     if vocab_size < len(tokens):
         raise ValueError(f"vocab_size {vocab_size} is less than 257: {END_OF_TEXT}, 256 bytes")
     times = Counter()
-    for chunk in chunks:
-        for words in split_words(without_surrogates(chunk)):
+    for text in texts:
+        for words in split_words(without_surrogates(text)):
             times.update(words)
-    id_of_byte = [encoder[CHAR_OF_BYTE[byte]] for byte in range(256)]
+    id_of_byte = [tokens.index(CHAR_OF_BYTE[byte]) for byte in range(256)]
     words = [([id_of_byte[byte] for byte in word.encode()], n) for word, n in times.items()]
-    count, where = Counter(), defaultdict(set)
-    for w, (ids, n) in enumerate(words):
+    merges = learn_merges(words, tokens, vocab_size)
+    id_of = {token: id_ for id_, token in enumerate(tokens)}
+    return Encoder(Vocabulary(id_of, [(tokens[a], tokens[b]) for a, b in merges]))
+
+
+def learn_merges_simply(words, tokens, vocab_size):
+    """The definition: [(ids of a word, how often it is there), ...] -> [(id, id), ...].
+
+    tokens, a list by id, gets the new ones.
+    """
+    merges = []
+    while len(tokens) < vocab_size:
+        count = count_pairs(words)
+        pair = min(count, key=lambda pair: (-count[pair], pair), default=None)
+        if count[pair] < 2:
+            break
+        merges.append(pair)
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        words = [(replace(ids, pair, len(tokens) - 1), n) for ids, n in words]
+    return merges
+
+
+def count_pairs(words):
+    """How often any two ids are neighbours: [([5, 6, 5, 6], 3)] -> {(5, 6): 6, (6, 5): 3}"""
+    count = defaultdict(int)
+    for ids, n in words:
         for pair in pairwise(ids):
             count[pair] += n
+    return count
+
+
+def replace(ids, pair, new):
+    """[5, 6, 7, 5, 6], (5, 6), 8 -> [8, 7, 8]"""
+    merged, i = [], 0
+    while i < len(ids):
+        found = i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair
+        merged.append(new if found else ids[i])
+        i += 2 if found else 1
+    return merged
+
+
+def learn_merges(words, tokens, vocab_size):
+    """The same, fast: a merge changes only the words that hold its pair.
+
+    The pairs wait in a heap, the most frequent on top, each with the numbers of its words. Other
+    merges lower a pair's count behind the heap's back: it is then put back where it belongs.
+    """
+    words, count, where = list(words), count_pairs(words), defaultdict(set)
+    for w, (ids, _) in enumerate(words):
+        for pair in pairwise(ids):
             where[pair].add(w)
     heap = [(-count[pair], pair, where[pair]) for pair in where]
     heapq.heapify(heap)
-    merges = {}
+    merges = []
     while heap and len(tokens) < vocab_size:
         minus, pair, found_in = heapq.heappop(heap)
-        if -minus != count[pair]:  # other merges have taken some since
+        if -minus != count[pair]:
             heapq.heappush(heap, (-count[pair], pair, found_in))
             continue
         if count[pair] < 2:
             break
-        a, b = pair
-        new = encoder.setdefault(tokens[a] + tokens[b], len(tokens))
-        if new == len(tokens):
-            tokens.append(tokens[a] + tokens[b])
-        merges[tokens[a], tokens[b]] = None
-        where = defaultdict(set)
+        merges.append(pair)
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        new, where = len(tokens) - 1, defaultdict(set)
         for w in found_in:
             ids, n = words[w]
-            merged, i = [], 0
-            while i < len(ids):
-                if ids[i] != a or i + 1 == len(ids) or ids[i + 1] != b:
-                    merged.append(ids[i])
-                    i += 1
-                    continue
-                if merged:
-                    count[merged[-1], a] -= n
-                    count[merged[-1], new] += n
-                    where[merged[-1], new].add(w)
-                if i + 2 < len(ids):
-                    count[b, ids[i + 2]] -= n
-                    count[new, ids[i + 2]] += n
-                    where[new, ids[i + 2]].add(w)
-                merged.append(new)
-                i += 2
+            merged = replace(ids, pair, new)
+            for old in pairwise(ids):
+                count[old] -= n
+            for found in pairwise(merged):
+                count[found] += n
+                if new in found:
+                    where[found].add(w)
             words[w] = merged, n
-        for pair in where:
-            heapq.heappush(heap, (-count[pair], pair, where[pair]))
-    return Encoder(encoder, list(merges))
-
-
-def get_encoder(directory):
-    """Read vocab.json and merges.txt, or encoder.json and vocab.bpe, or tokenizer.json.
-
-    FileNotFoundError if none of them is there, ValueError naming the file if one is damaged.
-    """
-    collects = gc.isenabled()
-    gc.disable()  # 50,000 new pairs set it off again and again, for a fifth of the loading time
-    try:
-        return read_encoder(Path(directory))
-    finally:
-        if collects:
-            gc.enable()
-
-
-def read_encoder(directory):
-    """The Encoder of the first kind of vocabulary that the directory holds."""
-    for names in ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",):
-        paths = [directory / name for name in names]
-        if all(path.exists() for path in paths):
-            break
-    else:
-        raise FileNotFoundError(
-            f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
-            "no tokenizer.json"
-        )
-    if len(paths) == 1:
-        parts = read_tokenizer(paths[0])
-    else:
-        added = directory / "added_tokens.json"
-        added = read_json(added) if added.exists() else {}
-        parts = read_json(paths[0]), read_merges(paths[1]), added
-    content = b"".join(path.read_bytes() for path in paths)
-    if parts[2] or hashlib.sha256(content).hexdigest() != RELEASED:
-        try:
-            check_vocabulary(*parts)
-        except ValueError as error:
-            raise ValueError(f"{' or '.join(map(str, paths))}: {error}") from None
-    return Encoder(*parts)
-
-
-def check_vocabulary(encoder, merges, added):
-    """ValueError if ids are not 0 to n - 1, a byte has no token, or a merge leads nowhere."""
-    ids = {**added, **encoder}.values()
-    if set(map(type, ids)) - {int}:
-        raise ValueError("an id is not an integer")
-    if sorted(ids) != list(range(len(ids))):
-        raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}, each once")
-    if missing := BYTE_OF_CHAR.keys() - encoder.keys():
-        raise ValueError(f"byte {BYTE_OF_CHAR[min(missing)]} has no token")
-    if "" in added:
-        raise ValueError("an added token is empty")
-    if len(set(merges)) < len(merges):
-        raise ValueError("a merge is there twice")
-    tokens = chain(chain.from_iterable(merges), map("".join, merges))
-    for token in filterfalse(encoder.__contains__, tokens):
-        raise ValueError(f"a merge leads nowhere: {token!r:.40} has no id")
-
-
-def read_merges(path):
-    """Pairs of tokens, a line each; the first line may give a version instead."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if text.startswith("#version"):
-        text = text.partition("\n")[2]
-    text, tokens = text.strip(), text.split()
-    if len(tokens) != 2 * (text.count("\n") + bool(text)):
-        raise ValueError(f"{path}: not two tokens a line")
-    return list(zip(tokens[::2], tokens[1::2], strict=True))
-
-
-def read_tokenizer(path):
-    """Vocabulary, merges and added tokens of a tokenizer.json that treats text as GPT-2 does."""
-    file = read_json(path)
-    try:
-        model, cut = file["model"], file.get("pre_tokenizer") or {"type": "ByteLevel"}
-        vocabulary = dict(model["vocab"])
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        merges = [(str(a), str(b)) for a, b in pairs]
-        added = {str(token["content"]): token["id"] for token in file.get("added_tokens") or []}
-        same_cut = cut["type"] == "ByteLevel" and cut.get("use_regex", True)
-        same_text = not cut.get("add_prefix_space") and not file.get("normalizer")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        fault = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: not a byte-level BPE vocabulary ({fault:.80})") from None
-    if not same_cut or not same_text:
-        raise ValueError(f"{path}: changes text or cuts words otherwise than GPT-2 does")
-    return vocabulary, merges, added
-
-
-def save_encoder(encoder, directory):
-    """Write vocab.json and merges.txt, and added_tokens.json if and only if there are any."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    merges = "".join(f"{a} {b}\n" for a, b in encoder.merges)
-    texts = {"vocab.json": json.dumps(encoder.encoder), "merges.txt": f"#version: 0.2\n{merges}"}
-    if encoder.added:
-        texts["added_tokens.json"] = json.dumps(encoder.added)
-    else:
-        (directory / "added_tokens.json").unlink(missing_ok=True)
-    for name, text in texts.items():
-        with write_atomic(directory / name) as file:
-            file.write(text.encode())
+        for found in where:
+            heapq.heappush(heap, (-count[found], found, where[found]))
+    return merges

@@ -1,6 +1,13 @@
-"""GPT-2 as one formula: text in, the most likely next tokens out, and nothing kept in between.
+"""GPT-2 as one formula: text in, the most likely next token out. Start here.
 
-Shapes: n tokens, e = n_embd numbers a token, h = n_head heads of d = e / h numbers each.
+    "To be, or not to"                   text; models/shakespeare completes it
+    [397, 305, 12, 530, 322, 288]        its tokens, pieces of text, by their number in a list
+    x [6, 256]                           a row of numbers for each token: the residual stream
+    x [6, 256]                           the same after 6 blocks, each of which has added to it
+    logits [6, 2048]                     how well each token of the list would follow each of the 6
+    " be" 15.5 %, "-" 3.5 %, " do" 3.5 % the last row of them as probabilities: best " be"
+
+Shapes: n tokens, e numbers a token (n_embd), h heads of d = e / h numbers each (n_head).
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
@@ -10,77 +17,83 @@ import sys
 
 import numpy as np
 
+import command
 
+
+# A soft switch: lets large numbers through and holds negative ones back. Without one, two linear
+# layers in a row could be written as a single one.
 def gelu(x):  # [n, 4e] -> [n, 4e]
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def softmax(x):  # [..., n] -> [..., n], each row sums to 1
+# Scores become shares of 1. Less the maximum the shares are the same, but exp cannot overflow.
+def softmax(x):  # [..., n] -> [..., n]
     exp_x = np.exp(x - x.max(-1, keepdims=True))
     return exp_x / exp_x.sum(-1, keepdims=True)
 
 
+# Each row gets mean 0 and variance 1, then a learned gain g and bias b; eps: never divide by 0.
 def layer_norm(x, g, b, eps):  # [n, e] -> [n, e]
     x = x - x.mean(-1, keepdims=True)
     return g * x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) + b
 
 
+# Learned weights w and bias b: each number that comes out is a weighted sum of those that go in.
 def linear(x, w, b):  # [n, in] @ [in, out] -> [n, out]
     return x @ w + b
 
 
-def mha(x, c_attn, c_proj, n_head):  # [n, e] -> [n, e]
+# Multi-head attention, the only place where tokens learn of each other. From its row each token
+# makes a query (what it looks for), a key (what it can be found by) and a value (what it passes
+# on). A score is query times key: how much of a token's value goes to the one that asks.
+def mha(x, c_attn, c_proj, n_head):  # [n, e] -> [n, e]; c_ is for "convolution", OpenAI's linear
     n, e = x.shape
-    qkv = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head)  # [n, 3, h, d]
-    q, k, v = qkv.transpose(1, 2, 0, 3)  # three of [h, n, d]
-    future = np.triu(np.full((n, n), -np.inf, np.float32), 1)  # what a token must not see
-    x = softmax(q @ k.swapaxes(1, 2) / math.sqrt(e // n_head) + future) @ v  # [h, n, d]
-    return linear(x.swapaxes(0, 1).reshape(n, e), **c_proj)
+    d = e // n_head  # each head does this with numbers of its own, and so looks for other things
+    q, k, v = linear(x, **c_attn).reshape(n, 3, n_head, d).transpose(1, 2, 0, 3)  # each [h, n, d]
+    # A sum of d products grows like sqrt(d): undivided, one score would soon take the whole share.
+    scores = q @ k.swapaxes(1, 2) / math.sqrt(d)  # [h, n, n]
+    # No token sees a later one, or training would show it the very answer: exp(-inf) is 0.
+    mask = np.triu(np.full((n, n), -np.inf, np.float32), 1)  # -inf above the diagonal
+    x = softmax(scores + mask) @ v  # [h, n, n] @ [h, n, d] -> [h, n, d]
+    return linear(x.swapaxes(0, 1).reshape(n, e), **c_proj)  # the heads side by side, mixed
 
 
+# The feed-forward network, or MLP: what a token makes of all that, each for itself.
 def ffn(x, c_fc, c_proj):  # [n, e] -> [n, 4e] -> [n, e]
     return linear(gelu(linear(x, **c_fc)), **c_proj)
 
 
-def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps=1e-5):  # [n] ids -> [n, n_vocab] logits
+def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps):  # [n] ids -> [n, n_vocab] logits
+    # wte, "word token embedding", has a row for each token of the list; wpe one for each position.
     x = wte[inputs] + wpe[: len(inputs)]
-    for block in blocks:
+    for block in blocks:  # x, the residual stream, is only ever added to: nothing gets lost
         x = x + mha(layer_norm(x, **block["ln_1"], eps=eps), **block["attn"], n_head=n_head)
         x = x + ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
+    # A logit is the product of a row with a token's embedding: how much it looks like that token.
     return layer_norm(x, **ln_f, eps=eps) @ wte.T
 
 
-def generate(inputs, params, n_head, n_tokens, eps=1e-5, eos=None):  # ids -> iterator of ids
-    ids, n_ctx = list(inputs), len(params["wpe"])
-    half = max(1, n_ctx // 2)
+def generate(inputs, params, hparams, n_tokens):  # ids -> the ids that follow
+    if not 0 < len(inputs) <= len(params["wpe"]) - n_tokens:
+        raise ValueError(f"prompt and {n_tokens} tokens: 1 to {len(params['wpe'])} in all")
+    ids, n_head, eps = list(inputs), hparams["n_head"], hparams["layer_norm_epsilon"]
     for _ in range(n_tokens):
-        # Past the context the window jumps by half of it, so that gpt2.py can keep its cache.
-        start = -(-max(0, len(ids) - n_ctx) // half) * half
-        ids.append(int(gpt2(ids[start:], **params, n_head=n_head, eps=eps)[-1].argmax()))
-        if ids[-1] == eos:
-            return
+        logits = gpt2(ids, **params, n_head=n_head, eps=eps)  # all anew: gpt2.py knows better
+        ids.append(int(logits[-1].argmax()))
+        if ids[-1] == hparams["eos_token_id"]:
+            break
         yield ids[-1]
 
 
-if __name__ == "__main__":
-    from utils import load_encoder_hparams_and_params
+def complete(args):
+    encoder, hparams, params = command.load(args)
+    ids = encoder.encode(args.prompt)
+    print(encoder.decode(list(generate(ids, params, hparams, args.n_tokens_to_generate))))
 
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Complete a prompt, the short and slow way.")
     parser.add_argument("prompt")
     parser.add_argument("--n_tokens_to_generate", type=int, default=40)
-    parser.add_argument("--model_size", default="124M")
-    parser.add_argument("--models_dir", default="models")
-    args = parser.parse_args()
-    try:
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-        encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
-        eps, eos = hparams["layer_norm_epsilon"], hparams["eos_token_id"]
-        inputs = encoder.encode(args.prompt)[-hparams["n_ctx"] :] or [eos]
-        if inputs == [None]:
-            raise ValueError("an empty prompt needs a model with <|endoftext|>: give a prompt")
-        ids = generate(inputs, params, hparams["n_head"], args.n_tokens_to_generate, eps, eos)
-        print(encoder.decode(list(ids)), flush=True)
-    except (ValueError, OSError) as error:
-        sys.exit(f"gpt2_pico.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.model_options(parser)
+    sys.exit(command.run(parser, complete))

@@ -7,14 +7,13 @@ data/tinyshakespeare.txt (../shared).
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from common import RESULTS, ROOT, SHARED, table
+
 SIZES = "--name sizes --sizes 355M,774M,1558M --variants repeats --rounds 1 --methods"
 SIZES = [*SIZES.split(), "NumPy plain,NumPy,transformers,llama.cpp F32"]
 
@@ -26,39 +25,57 @@ def part(name, title=None):
     return text.split(f"### {title}\n")[-1].split("\n###")[0].strip() if title else text.strip()
 
 
+def summary():
+    """A few columns of peers.md, without the speeds in brackets, and a few contenders."""
+    shown = "NumPy plain", "NumPy", "transformers", "llama.cpp F32", "llama.cpp Q8_0", "floor"
+    repeats, wanders = (
+        [line.strip("| ").split(" | ") for line in part("peers", title).splitlines() if "|" in line]
+        for title in ("124M, repeats", "124M, wanders")
+    )
+    names = ["tok/s, 200", "prefill ms, 512", "whole s", "peak MiB"]
+    speed, prompt, whole, peak = (["", *repeats[0]].index(name) for name in names)
+    rows = []
+    for row, other in zip(repeats[2:], wanders[2:]):
+        if row[0] not in shown:
+            continue
+        row += [""] * (peak + 1 - len(row))  # the floor has no more than a speed
+        cells = row[speed], other[speed], row[prompt], row[whole], row[peak]
+        rows.append([row[0], *(cell.split(" (")[0] for cell in cells)])
+    head = (
+        "124M, tokens/s: text repeats, text wanders, prompt of 512: ms, whole process: s, peak MiB"
+    )
+    machine = part("peers").splitlines()[-1]
+    return "\n".join([*table(head.split(", "), rows), "", machine])
+
+
 def tables():
-    places = {
-        "README.md": {
-            "peers": part("peers"),
-            "sizes": part("sizes"),
-            "encoder": part("encoder"),
-            "training": part("train_step"),
-        },
-        "docs/speed.md": {
-            "token": part("breakdown", "A token by its position"),
-            "rows": part("breakdown", "A pass by its rows"),
-            "startup": part("breakdown", "Start-up"),
-            "train": part("train_step"),
-            "optimisers": part("train_run", "Optimisers"),
-            "fine-tuning": part("train_run", "Fine-tuning 124M"),
-            "tricks": part("tricks"),
-        },
+    """Each table goes to where README.md or docs/speed.md has its marker."""
+    found = {
+        "readme": summary(),
+        "peers": part("peers"),
+        "sizes": part("sizes"),
+        "encoder": part("encoder"),
+        "token": part("breakdown", "A token by its position"),
+        "rows": part("breakdown", "A pass by its rows"),
+        "startup": part("breakdown", "Start-up"),
+        "train": part("train_step"),
+        "optimisers": part("train_run", "Optimisers"),
+        "fine-tuning": part("train_run", "Fine-tuning 124M"),
+        "tricks": part("tricks"),
     }
-    for name, tables in places.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for marker, table in tables.items():
-            text = re.sub(
-                rf"(<!-- {marker} -->\n).*?(?=<!-- end -->)",
-                lambda found, table=table: f"{found[1]}\n{table}\n\n",
-                text,
-                flags=re.DOTALL,
-            )
-        (ROOT / name).write_text(text, encoding="utf-8")
+    for path in ROOT / "README.md", ROOT / "docs" / "speed.md":
+        text = path.read_text(encoding="utf-8")
+        for marker, lines in found.items():
+            before, mark, rest = text.partition(f"<!-- {marker} -->\n")
+            if mark:
+                _, end, after = rest.partition("<!-- end -->")
+                text = f"{before}{mark}\n{lines}\n\n{end}{after}"
+        path.write_text(text, encoding="utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("shared", nargs="?", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("shared", nargs="?", type=Path, default=SHARED)
     parser.add_argument("--only", choices=["tables"], help="take the results that are there")
     args = parser.parse_args()
     vocabulary, text = args.shared / "gpt2-vocab", args.shared / "data" / "tinyshakespeare.txt"

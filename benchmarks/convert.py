@@ -14,9 +14,8 @@ Needs 3 times the size of the weights in DIR and the vocabulary of GPT-2 in $GPT
 import argparse
 import hashlib
 import json
-import os
+import math
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,23 +23,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import SIZES, VOCABULARY, hparams_of, machine, run_worker, table, work
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-SHAPES = {
-    "124M": (12, 12, 768),
-    "355M": (24, 16, 1024),
-    "774M": (36, 20, 1280),
-    "1558M": (48, 25, 1600),
-}
-SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
-
-
-def shapes(size):
-    from make_golden_tf import gpt2_shapes
-
-    n_layer, n_head, n_embd = SHAPES[size]
-    return gpt2_shapes(50257, 1024, n_embd, n_head, n_layer)
+from model_files.fetch import install
+from model_files.parameters import parameter_shapes, tree_path
+from model_files.released import BUNDLE
+from model_files.tensor_bundle import MAGIC, masked_crc32c, read_tensor_bundle
 
 
 def write_data(file, n_bytes):
@@ -50,95 +38,71 @@ def write_data(file, n_bytes):
         file.write(noise[: n_bytes - start].data)
 
 
-def write_hub(directory, size):
+def write_hub(directory, hparams):
     """config.json, vocabulary and model.safetensors."""
-    from utils import from_openai
-
-    tensors = {
-        name: x.shape
-        for name, x in from_openai(
-            {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes(size).items()}
-        ).items()
-    }
-    n_layer, n_head, n_embd = SHAPES[size]
-    tensors |= {f"h.{i}.attn.bias": (1, 1, 1024, 1024) for i in range(n_layer)}
+    shapes = parameter_shapes(**hparams)
+    shapes |= {f"h.{i}.attn.bias": (1, 1, 1024, 1024) for i in range(hparams["n_layer"])}
     header, end = {}, 0
-    for name, shape in tensors.items():
-        begin, end = end, end + 4 * int(np.prod(shape))
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4 + 3)
     with open(directory / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         write_data(file, end)
-    config = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(hparams))
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(SHARED / "gpt2-vocab" / name, directory)
+        shutil.copy(VOCABULARY / name, directory)
 
 
-def number(n):
-    """A varint."""
-    return bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
+def varint(n):
+    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
 
 
-def write_store(directory, size):
+def with_length(data):
+    return varint(len(data)) + data
+
+
+def store_shapes(hparams):
+    """{"h.0.mlp.c_fc.weight": (m, n), ...} as OpenAI has it: {"model/h0/mlp/c_fc/w": (1, m, n)}"""
+    shapes = {}
+    for name, shape in parameter_shapes(**hparams).items():
+        path = "/".join(map(str, tree_path(name))).replace("blocks/", "h")
+        shapes[f"model/{path}"] = (1, *shape) if path.endswith("/w") else shape
+    return shapes
+
+
+def write_store(directory, hparams):
     """hparams.json, vocabulary, and the checkpoint with an index in which nothing is shared."""
-    from tf_checkpoint import MAGIC, masked_crc32c
-
-    n_layer, n_head, n_embd = SHAPES[size]
-    (directory / "hparams.json").write_text(
-        json.dumps(
-            {
-                "n_vocab": 50257,
-                "n_ctx": 1024,
-                "n_embd": n_embd,
-                "n_head": n_head,
-                "n_layer": n_layer,
-            }
-        )
-    )
+    (directory / "hparams.json").write_text(json.dumps(hparams))
     for old, new in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
-        shutil.copy(SHARED / "gpt2-vocab" / old, directory / new)
-    data, end, entries = directory / "model.ckpt.data-00000-of-00001", 0, [(b"", b"\x08\x01")]
-    tensors = sorted(shapes(size).items())
+        shutil.copy(VOCABULARY / old, directory / new)
+    data, end, entries = directory / BUNDLE, 0, [(b"", b"\x08\x01")]
+    shapes = sorted(store_shapes(hparams).items())
     with open(data, "wb") as file:
-        write_data(file, sum(4 * int(np.prod(shape)) for _, shape in tensors))
+        write_data(file, sum(4 * math.prod(shape) for _, shape in shapes))
     mapped = np.memmap(data, np.uint8, "r")
-    for name, shape in tensors:
-        begin, end = end, end + 4 * int(np.prod(shape))
-        dims = b"".join(b"\x12" + number(len(number(n)) + 1) + b"\x08" + number(n) for n in shape)
-        entries.append(
-            (
-                name.encode(),
-                b"\x08\x01\x12"
-                + number(len(dims))
-                + dims
-                + b"\x20"
-                + number(begin)
-                + b"\x28"
-                + number(end - begin)
-                + b"\x35"
-                + masked_crc32c(mapped[begin:end]).to_bytes(4, "little"),
-            )
-        )
+    for name, shape in shapes:
+        begin, end = end, end + 4 * math.prod(shape)
+        entry = b"\x08\x01\x12"
+        entry += with_length(b"".join(b"\x12" + with_length(b"\x08" + varint(n)) for n in shape))
+        entry += b"\x20" + varint(begin) + b"\x28" + varint(end - begin)
+        entry += b"\x35" + masked_crc32c(mapped[begin:end]).to_bytes(4, "little")
+        entries.append((name.encode(), entry))
 
     def block(entries, offset):
         """-> the bytes of a block with its trailer, and its handle."""
-        body = (
-            b"".join(
-                b"\0" + number(len(key)) + number(len(value)) + key + value
-                for key, value in entries
-            )
-            + bytes(4)
-            + b"\1\0\0\0"
+        body = b"".join(
+            b"\0" + varint(len(key)) + varint(len(value)) + key + value for key, value in entries
         )
+        body += bytes(4) + b"\1\0\0\0"
         trailer = b"\0" + masked_crc32c(body + b"\0").to_bytes(4, "little")
-        return body + trailer, number(offset) + number(len(body))
+        return body + trailer, varint(offset) + varint(len(body))
 
     first, handle = block(entries, 0)
     second, index = block([(b"n", handle)], len(first))
-    footer = (number(0) + number(0) + index).ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
+    footer = (varint(0) + varint(0) + index).ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
     (directory / "model.ckpt.index").write_bytes(first + second + footer)
 
 
@@ -153,9 +117,7 @@ def times():
 
 
 def convert(stage, directory):
-    """Check and convert, in this process; print the figures as JSON."""
-    from fetch import install, read_checkpoint
-
+    """Check and convert, in this process; -> the figures."""
     stage, directory, done = Path(stage), Path(directory), threading.Event()
     before = peak = anonymous()
 
@@ -167,8 +129,8 @@ def convert(stage, directory):
     threading.Thread(target=watch, daemon=True).start()
     start = times()
     if (stage / "model.ckpt.index").exists():
-        weights = stage / "model.ckpt.data-00000-of-00001"
-        read_checkpoint(stage / "model.ckpt", verify=True)
+        weights = stage / BUNDLE
+        read_tensor_bundle(stage / "model.ckpt", verify=True)
     else:
         weights, sha256 = stage / "model.safetensors", hashlib.sha256()
         with open(weights, "rb") as file:
@@ -178,56 +140,49 @@ def convert(stage, directory):
     install(stage, directory)
     end = times()
     done.set()
-    print(
-        json.dumps(
-            {
-                "bytes": weights.stat().st_size,
-                "peak": peak - before,
-                "check": (checked - start).tolist(),
-                "convert": (end - checked).tolist(),
-            }
-        )
-    )
+    return {
+        "bytes": weights.stat().st_size,
+        "peak": peak - before,
+        "check": (checked - start).tolist(),
+        "convert": (end - checked).tolist(),
+    }
 
 
 def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return work(convert)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sizes", nargs="*", choices=[*SHAPES, []], default=["124M"])
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"of {', '.join(SIZES)} (124M)")
     parser.add_argument("--directory", help="where to write; default: the system's for such")
-    arguments = parser.parse_args()
-    print(
-        "| weights | from | check, GB/s: clock / processor | conversion, GB/s: clock / processor "
-        "| memory, MB | largest tensor, MB |"
-    )
-    print("|---|---|---|---|---|---|")
-    for size in arguments.sizes:
-        largest = max(4 * int(np.prod(shape)) for shape in shapes(size).values())
+    args = parser.parse_args()
+    rows = []
+    for size in args.sizes or ["124M"]:
+        hparams = hparams_of(size)
+        largest = max(4 * math.prod(shape) for shape in parameter_shapes(**hparams).values())
         for source, write in (("hub (SHA-256)", write_hub), ("store (CRC-32C)", write_store)):
-            with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+            with tempfile.TemporaryDirectory(dir=args.directory) as directory:
                 stage, target = Path(directory, "stage"), Path(directory, "model")
                 stage.mkdir()
                 target.mkdir()
-                write(stage, size)
-                run = subprocess.run(
-                    [sys.executable, __file__, "--convert", stage, target],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-            seen = json.loads(run.stdout)
-            check, conversion = (
+                write(stage, hparams)
+                seen = run_worker(__file__, "convert", stage, target)
+            speeds = [
                 " / ".join(f"{seen['bytes'] / 1e9 / t:.2f}" for t in seen[what])
                 for what in ("check", "convert")
-            )
-            print(
-                f"| {size} | {source} | {check} | {conversion} | {seen['peak'] / 1e6:.0f} | "
-                f"{largest / 1e6:.0f} |",
-                flush=True,
-            )
+            ]
+            peak, tensor = (f"{n / 1e6:.0f}" for n in (seen["peak"], largest))
+            rows.append((size, source, *speeds, peak, tensor))
+            print(*rows[-1], flush=True)
+    head = [
+        "weights",
+        "from",
+        "check, GB/s: clock / processor",
+        "conversion, GB/s: clock / processor",
+        "memory, MB",
+        "largest tensor, MB",
+    ]
+    print("\n".join([*table(head, rows), "", machine(1, ("numpy",))]))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--convert"]:
-        convert(*sys.argv[2:])
-    else:
-        main()
+    main()

@@ -12,19 +12,18 @@ import argparse
 import gc
 import glob
 import os
-import platform
 import random
-import statistics
 import sys
 import sysconfig
-import time
-from importlib.metadata import version
 from pathlib import Path
+from statistics import median
+
+from common import report, table, timed
+
+import encoder as room
+from model_files.vocabulary import END_OF_TEXT
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # tokenizers' threads
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import encoder as room  # noqa: E402
-
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 COMMON_CHINESE = "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生"
 
@@ -58,10 +57,7 @@ def peers(ours):
 
         ranks = {ours.decode_bytes([id_]): id_ for id_ in range(ours.n_vocab) if id_ != ours.eot}
         encoding = tiktoken.Encoding(
-            "gpt2",
-            pat_str=PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens={room.END_OF_TEXT: ours.eot},
+            "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: ours.eot}
         )
         found["tiktoken"] = encoding.encode_ordinary, encoding.decode
     except (ImportError, TypeError, ValueError) as error:
@@ -69,17 +65,11 @@ def peers(ours):
     try:
         from tokenizers import ByteLevelBPETokenizer
 
-        tokenizer = ByteLevelBPETokenizer(ours.encoder, ours.merges)
+        tokenizer = ByteLevelBPETokenizer(ours.vocabulary.ids, ours.vocabulary.merges)
         found["tokenizers"] = lambda text: tokenizer.encode(text).ids, tokenizer.decode
     except ImportError as error:
         print(f"tokenizers: {error}", file=sys.stderr)
     return found
-
-
-def seconds(function, argument):
-    start = time.perf_counter()
-    result = function(argument)
-    return time.perf_counter() - start, result
 
 
 def main():
@@ -92,47 +82,35 @@ def main():
     loading = []
     for _ in range(args.runs):
         gc.collect()  # the vocabulary of the round before: a command loads one
-        loading.append(seconds(room.get_encoder, args.directory)[0])
+        loading.append(timed(room.get_encoder, args.directory)[0])
     ours = room.get_encoder(args.directory)
     found = peers(ours)
-    rows = [f"encode, {name}" for name in found]
-    rows[1:1] = ["encode, first"]
-    rows += [f"decode, {name}" for name in found]
-    lines = ["| MB/s | " + " | ".join(rows) + " | ids |", "| --- " * (len(rows) + 2) + "|"]
+    columns = [f"encode, {name}" for name in found]
+    columns[1:1] = ["encode, first"]
+    columns += [f"decode, {name}" for name in found]
+    rows = []
     for name, text in texts(args.english).items():
         size = len(text.encode()) / 1e6
-        times = {row: [] for row in rows}
+        times = {column: [] for column in columns}
         ids, equal = ours.encode(text), True
         for _ in range(args.runs):
             calls = {"encode, first": (room.get_encoder(args.directory).encode, text)}
             for peer, (encode, decode) in found.items():
                 calls[f"encode, {peer}"], calls[f"decode, {peer}"] = (encode, text), (decode, ids)
-            for row, (function, argument) in calls.items():
-                if sum(times[row]) < 5:  # a cell that takes longer is not repeated
-                    spent, result = seconds(function, argument)
-                    times[row].append(spent)
-                    equal &= result == ids or row.startswith("decode")
-        speeds = [f"{size / statistics.median(times[row]):.1f}" for row in rows]
-        lines.append(f"| {name} | {' | '.join(speeds)} | {'equal' if equal else 'DIFFERENT'} |")
-    lines += ["", f"Loading {ours.n_vocab:,} tokens: {1e3 * statistics.median(loading):.0f} ms."]
+            for column, (function, argument) in calls.items():
+                if sum(times[column]) < 5:  # a cell that takes longer is not repeated
+                    seconds, result = timed(function, argument)
+                    times[column].append(seconds)
+                    equal &= result == ids or column.startswith("decode")
+        speeds = [f"{size / median(times[column]):.1f}" for column in columns]
+        rows.append((name, *speeds, "equal" if equal else "DIFFERENT"))
+    lines = table(["MB/s", *columns, "ids"], rows)
+    lines += ["", f"Loading {ours.n_vocab:,} tokens: {1e3 * median(loading):.0f} ms."]
     if args.english:
         english = Path(args.english).read_text(encoding="utf-8").splitlines(keepends=True)
-        spent = statistics.median(seconds(learn, english)[0] for _ in range(args.runs))
-        lines[-1] += f" Learning 1,024 merges from the English text: {spent:.2f} s."
-    versions = [f"{package} {version(package)}" for package in ("regex", *list(found)[1:])]
-    lines += [
-        "",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, {', '.join(versions)}.",
-        "",
-    ]
-    print("\n".join(lines))
-    results = Path(__file__).parent / "results" / "encoder.md"
-    results.write_text("\n".join(lines), encoding="utf-8")
-
-
-def learn(lines):
-    return room.learn_bpe(lines, 257 + 1024)
+        learning = [timed(room.learn_bpe, english, 257 + 1024)[0] for _ in range(args.runs)]
+        lines[-1] += f" Learning 1,024 merges from the English text: {median(learning):.2f} s."
+    report("encoder", lines, ("regex", *list(found)[1:]), threads=1)
 
 
 if __name__ == "__main__":

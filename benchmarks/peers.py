@@ -19,30 +19,33 @@ Writes results/NAME.md and results/NAME.png.
 """
 
 import argparse
+import itertools
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-import time
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+from common import (
+    RESULTS,
+    ROOT,
+    SIZES,
+    VOCABULARY,
+    blas_threads,
+    hparams_of,
+    one_row,
+    report,
+    run_worker,
+    table,
+    timed,
+    work,
+)
 
-SIZES = {
-    "124M": (12, 12, 768),
-    "355M": (24, 16, 1024),
-    "774M": (36, 20, 1280),
-    "1558M": (48, 25, 1600),
-}  # n_layer, n_head, n_embd
 VARIANTS = {"repeats": {"wte": 0.02, "wpe": 0.01}, "wanders": {"wte": 0.08, "wpe": 1.0}}
-SEEDS = {"repeats": 0, "wanders": 0}
 PROMPT = "Alan Turing theorized that computers would one day become"
 PROMPT_IDS = [36235, 39141, 18765, 1143, 326, 9061, 561, 530, 1110, 1716]
 DECODE, PREFILL = (40, 200), (128, 512, 1000)
@@ -55,7 +58,7 @@ PEERS = {
     "llama.cpp F16": LLAMA,
     "llama.cpp Q8_0": LLAMA,
 }  # name -> the modules it needs
-OURS = {"NumPy plain": {"max_draft": 0}, "NumPy": {}}  # name -> options of generate
+OURS = {"NumPy plain": {"longest": 0}, "NumPy": {}}  # name -> options of Drafts
 
 
 # Models
@@ -65,27 +68,18 @@ def make_model(directory, size, variant, vocabulary, kinds):
     """Write a model of random weights as a Hugging Face directory, and as these kinds of GGUF."""
     import numpy as np
 
-    from encoder import get_encoder
-    from train import init_params
-    from utils import save_model
+    from model_files.directory import save_model
+    from model_files.vocabulary import read_vocabulary
+    from training_run import init_params
 
-    n_layer, n_head, n_embd = SIZES[size]
-    params = init_params(50257, 1024, n_embd, n_layer, np.random.default_rng(SEEDS[variant]))
+    directory, hparams = Path(directory), hparams_of(size)
+    params = init_params(hparams, np.random.default_rng(0))
     for name, std in VARIANTS[variant].items():
         params[name] *= std / params[name].std()
-    hparams = {
-        "n_vocab": 50257,
-        "n_ctx": 1024,
-        "n_embd": n_embd,
-        "n_head": n_head,
-        "n_layer": n_layer,
-        "layer_norm_epsilon": 1e-5,
-        "eos_token_id": 50256,
-    }
-    encoder = get_encoder(vocabulary)
-    save_model(directory, hparams, params, encoder)
+    vocabulary = read_vocabulary(vocabulary)
+    save_model(directory, hparams, params, vocabulary)
     for kind in kinds:
-        write_gguf(directory / f"{kind}.gguf", hparams, params, encoder, kind)
+        write_gguf(directory / f"{kind}.gguf", hparams, params, vocabulary, kind)
 
 
 def convert(directory, kinds):
@@ -93,15 +87,16 @@ def convert(directory, kinds):
     from ctranslate2.converters import TransformersConverter
 
     for kind in kinds:
-        TransformersConverter(str(directory)).convert(str(directory / kind), quantization=kind)
+        TransformersConverter(directory).convert(f"{directory}/{kind}", quantization=kind)
 
 
-def write_gguf(path, hparams, params, encoder, kind):
+def write_gguf(path, hparams, params, vocabulary, kind):
     """llama.cpp's file of the same weights; its matrices are [out, in], and its vectors float32."""
     import gguf
     import numpy as np
 
-    from utils import flatten
+    from model_files.parameters import flatten
+    from model_files.vocabulary import END_OF_TEXT
 
     names = {
         "wte": "token_embd",
@@ -122,22 +117,15 @@ def write_gguf(path, hparams, params, encoder, kind):
     writer.add_block_count(hparams["n_layer"])
     writer.add_head_count(hparams["n_head"])
     writer.add_layer_norm_eps(hparams["layer_norm_epsilon"])
-    writer.add_file_type(
-        gguf.LlamaFileType[
-            {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}[kind.name]
-        ]
-    )
+    file_types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
+    writer.add_file_type(gguf.LlamaFileType[file_types[kind.name]])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    tokens = sorted(encoder.encoder, key=encoder.encoder.get)
+    tokens = sorted(vocabulary.ids, key=vocabulary.ids.get)
+    plain, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [
-            gguf.TokenType.CONTROL if token == "<|endoftext|>" else gguf.TokenType.NORMAL
-            for token in tokens
-        ]
-    )
-    writer.add_token_merges([" ".join(pair) for pair in encoder.merges])
+    writer.add_token_types([control if token == END_OF_TEXT else plain for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
     writer.add_bos_token_id(hparams["eos_token_id"])
     writer.add_eos_token_id(hparams["eos_token_id"])
     for name, x in flatten(params).items():  # h.0.attn.c_attn.weight -> blk.0.attn_qkv.weight
@@ -161,15 +149,16 @@ def numpy_method(directory, options):
     import gpt2
     from utils import load_encoder_hparams_and_params
 
-    _, hparams, params = load_encoder_hparams_and_params(str(directory), "")
-    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
+    _, hparams, params = load_encoder_hparams_and_params(directory, "")
+    hparams["eos_token_id"] = None  # the text goes on
+    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
 
     def generate(ids, n):
-        return list(gpt2.generate(ids, params, n_head, n, eps=eps, **options))
+        return list(gpt2.generate(ids, params, hparams, n, drafts=gpt2.Drafts(**options)))
 
     def prefill(ids):
-        cache = gpt2.new_cache(params, n_head, len(ids))
-        gpt2.gpt2(ids, **params, n_head=n_head, eps=eps, cache=cache, n_logits=1)
+        cache = gpt2.new_cache(len(ids), **hparams)
+        gpt2.gpt2(ids, **model, cache=cache, n_logits=1)
 
     return generate, prefill
 
@@ -204,9 +193,9 @@ def ctranslate2_method(directory, kind, threads):
     import ctranslate2
 
     model = ctranslate2.Generator(
-        str(directory / kind), compute_type=kind, inter_threads=1, intra_threads=threads
+        f"{directory}/{kind}", compute_type=kind, inter_threads=1, intra_threads=threads
     )
-    tokens = json.loads((directory / "vocab.json").read_text("utf-8"))
+    tokens = json.loads(Path(directory, "vocab.json").read_text("utf-8"))
     tokens = sorted(tokens, key=tokens.get)
 
     def generate(ids, n):
@@ -226,8 +215,6 @@ def ctranslate2_method(directory, kind, threads):
 
 
 def llama_method(directory, kind, threads):
-    import itertools
-
     import llama_cpp
 
     if kind == "Q8_0":  # its AMX kernels crash on some processors: llama.cpp's issue 20824
@@ -235,7 +222,7 @@ def llama_method(directory, kind, threads):
         params.use_extra_bufts = False
         llama_cpp.llama_cpp.llama_model_default_params = lambda: params
     model = llama_cpp.Llama(
-        str(directory / f"{kind}.gguf"),
+        f"{directory}/{kind}.gguf",
         n_ctx=1024,
         n_threads=threads,
         n_threads_batch=threads,
@@ -266,31 +253,11 @@ def build(method, directory, threads):
 
 def floor(directory):
     """Seconds that the products of one row with every matrix of the model take."""
-    import numpy as np
-
     from utils import load_encoder_hparams_and_params
 
-    params = load_encoder_hparams_and_params(str(directory), "")[2]
-    matrices = [
-        part[name]["w"]
-        for block in params["blocks"]
-        for part, name in (
-            (block["attn"], "c_attn"),
-            (block["attn"], "c_proj"),
-            (block["mlp"], "c_fc"),
-            (block["mlp"], "c_proj"),
-        )
-    ] + [params["wte"].T]
-    rows = [np.ones((1, len(w)), np.float32) for w in matrices]
-
-    def once():
-        start = time.perf_counter()
-        for x, w in zip(rows, matrices):
-            x @ w
-        return time.perf_counter() - start
-
+    once = one_row(load_encoder_hparams_and_params(directory, "")[2])
     once()
-    return median(once() for _ in range(20))
+    return median(timed(once)[0] for _ in range(20))
 
 
 def speeds(directory, method, threads, decode, prefill_lengths):
@@ -299,15 +266,11 @@ def speeds(directory, method, threads, decode, prefill_lengths):
     generate(PROMPT_IDS, 5)
     result = {"decode": {}, "prefill": {}}
     for n in decode:
-        start = time.perf_counter()
-        result["tokens"] = generate(PROMPT_IDS, n)
-        result["decode"][n] = time.perf_counter() - start
+        result["decode"][n], result["tokens"] = timed(generate, PROMPT_IDS, n)
     long = [i * 7919 % 50000 for i in range(max(prefill_lengths, default=0))]
     for n in prefill_lengths:
         prefill(long[:n])  # the first time, memory is given out
-        start = time.perf_counter()
-        prefill(long[:n])
-        result["prefill"][n] = time.perf_counter() - start
+        result["prefill"][n], _ = timed(prefill, long[:n])
     return result
 
 
@@ -350,11 +313,13 @@ def whole_process(method, directory, threads, env):
         name, _, kind = method.partition(" ")
         code = WHOLE[name].replace("KIND", kind)
         command = [sys.executable, "-c", code, str(directory), PROMPT, str(threads)]
-    start = time.perf_counter()
-    with open(os.devnull, "w") as null:
+
+    def complete():
+        null = subprocess.DEVNULL
         process = subprocess.Popen(command, env=env, stdout=null, stderr=null)
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
+        return process, *os.wait4(process.pid, 0)[1:]
+
+    seconds, (process, status, usage) = timed(complete)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{method}: the whole process failed: {command[:2]}")
@@ -362,22 +327,6 @@ def whole_process(method, directory, threads, env):
 
 
 # Measurement
-
-
-def run_worker(job, directory, *arguments, env=None):
-    """Do a job in a process of its own; -> what it returns."""
-    command = [sys.executable, __file__, "--worker", json.dumps([job, str(directory), *arguments])]
-    return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
-
-
-def serve(job, directory, *arguments):
-    """In the worker: print what the job returns, and nothing that libraries print beside it."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    result = {"make": make_model, "convert": convert, "floor": floor, "speeds": speeds}[job](
-        Path(directory), *arguments
-    )
-    print(json.dumps(result), file=out)
 
 
 def methods(chosen):
@@ -389,27 +338,14 @@ def methods(chosen):
 
 def measure(directory, args, with_prefill):
     """All methods in turn, in rounds -> {method: {"decode": {n: [...]}, ...}}, seconds of floor."""
-    env = {
-        **os.environ,
-        **{
-            f"{name}_NUM_THREADS": str(args.threads)
-            for name in ("OPENBLAS", "OMP", "MKL", "VECLIB_MAXIMUM")
-        },
-    }
+    env, prefill = blas_threads(args.threads), args.prefill if with_prefill else []
     results = {name: {"decode": {}, "prefill": {}, "whole": []} for name in methods(args.methods)}
     floors = []
     for _ in range(args.rounds):
-        floors.append(run_worker("floor", directory, env=env))
+        floors.append(run_worker(__file__, "floor", directory, env=env))
         for method in results:
-            new = run_worker(
-                "speeds",
-                directory,
-                method,
-                args.threads,
-                args.decode,
-                args.prefill if with_prefill else [],
-                env=env,
-            )
+            job = "speeds", directory, method, args.threads, args.decode, prefill
+            new = run_worker(__file__, *job, env=env)
             for kind in ("decode", "prefill"):
                 for n, seconds in new[kind].items():
                     results[method][kind].setdefault(int(n), []).append(seconds)
@@ -435,13 +371,13 @@ def agreement(tokens, expected):
     return f"same {len(tokens)}"
 
 
-def table(results, floor_seconds, args):
-    """Rows of Markdown: medians, and in brackets the speed as a multiple of plain NumPy's."""
+def speed_table(results, floor_seconds, args):
+    """Markdown: medians, and in brackets the speed as a multiple of plain NumPy's."""
     plain = results["NumPy plain"]
     head = [*(f"tok/s, {n}" for n in args.decode), f"tokens of {args.decode[-1]}"]
     if plain["prefill"]:
         head += [*(f"prefill ms, {n}" for n in args.prefill), "whole s", "peak MiB"]
-    rows = [["", *head], ["---"] * (len(head) + 1)]
+    rows = []
     for method, r in results.items():
         row = [method]
         for n in args.decode:
@@ -456,14 +392,9 @@ def table(results, floor_seconds, args):
             base = median(seconds for seconds, _ in plain["whole"])
             row += [f"{seconds:.2f} ({base / seconds:.2f})", f"{peak:.0f}"]
         rows.append(row)
-    rows.append(
-        [
-            "floor",
-            *(f"{1 / floor_seconds:.1f}" for _ in args.decode),
-            *[""] * (len(head) - len(args.decode)),
-        ]
-    )
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    speed = f"{1 / floor_seconds:.1f}"
+    rows.append(["floor", *(speed if name.startswith("tok/s") else "" for name in head)])
+    return table(["", *head], rows)
 
 
 def picture(path, measured, n):
@@ -492,30 +423,14 @@ def picture(path, measured, n):
     fig.savefig(path, dpi=120)
 
 
-def machine(threads, packages):
-    """One line: processor, system, threads, and the versions of what is installed of packages."""
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    versions = []
-    for package in packages:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            pass
-    return (
-        f"{cpu}, {os.cpu_count()} cores, {platform.system()}; {threads} threads; "
-        f"Python {platform.python_version()}, {', '.join(versions)}."
-    )
-
-
 def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return work(make_model, convert, floor, speeds)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "vocabulary",
         nargs="?",
-        default=ROOT.parent / "shared" / "gpt2-vocab",
+        default=VOCABULARY,
         type=Path,
         help="directory of GPT-2's vocab.json and merges.txt",
     )
@@ -534,10 +449,7 @@ def main():
     parser.add_argument(
         "--quick", action="store_true", help="one round, less of each; prints and writes no file"
     )
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return serve(*json.loads(args.worker))
     args.decode, args.prefill = ((40,), (128,)) if args.quick else (DECODE, PREFILL)
     args.rounds = 1 if args.quick else args.rounds
     measured = {}
@@ -550,11 +462,10 @@ def main():
                     for method in methods(args.methods):
                         name, _, kind = method.partition(" ")
                         kinds.get(name, []).append(kind)
-                    run_worker(
-                        "make", directory, size, variant, str(args.vocabulary), kinds["llama.cpp"]
-                    )
+                    job = "make_model", directory, size, variant, args.vocabulary
+                    run_worker(__file__, *job, kinds["llama.cpp"])
                     if kinds["CTranslate2"]:
-                        run_worker("convert", directory, kinds["CTranslate2"])
+                        run_worker(__file__, "convert", directory, kinds["CTranslate2"])
                 print(f"{size}, {variant}", file=sys.stderr, flush=True)
                 measured[f"{size}, {variant}"] = measure(
                     directory, args, with_prefill=variant == args.variants.split(",")[0]
@@ -565,20 +476,11 @@ def main():
         "",
     ]
     for title, result in measured.items():
-        lines += [f"### {title}", "", *table(*result, args), ""]
-    lines += [
-        machine(
-            args.threads, ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python")
-        ),
-        "",
-    ]
-    print("\n".join(lines))
-    if not args.quick:
-        results = ROOT / "benchmarks" / "results"
-        results.mkdir(exist_ok=True)
-        (results / f"{args.name}.md").write_text("\n".join(lines), encoding="utf-8")
-        if find_spec("matplotlib"):
-            picture(results / f"{args.name}.png", measured, args.decode[-1])
+        lines += [f"### {title}", "", *speed_table(*result, args), ""]
+    packages = ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python")
+    report(args.name, lines[:-1], packages, args.threads, write=not args.quick)
+    if not args.quick and find_spec("matplotlib"):
+        picture(RESULTS / f"{args.name}.png", measured, args.decode[-1])
 
 
 if __name__ == "__main__":

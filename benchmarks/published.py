@@ -6,14 +6,12 @@ python benchmarks/published.py 124M
 import argparse
 import re
 import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+import common  # noqa: F401
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from gpt2 import generate, gpt2  # noqa: E402
-from utils import load_encoder_hparams_and_params  # noqa: E402
+from gpt2 import generate, gpt2
+from utils import load_encoder_hparams_and_params
 
 TURING = "Alan Turing theorized that computers would one day become"
 TEXTS = {  # a prompt and what follows it, as text or as ids
@@ -72,12 +70,13 @@ def main():
         given_as_ids = re.fullmatch(r"[\d ]+", expected)
         expected = [*map(int, expected.split())] if given_as_ids else encoder.encode(expected)
         ids = encoder.encode(prompt)
-        found = list(generate(ids, params, hparams["n_head"], len(expected)))
+        found = list(generate(ids, params, hparams, len(expected)))
         verdict = "same" if found == expected else "DIFFERENT"
         print(f"{verdict}: {prompt!r} -> {encoder.decode(found)!r}")
         same &= found == expected
     if args.model_size == "124M":
-        logits = gpt2([50256], **params, n_head=hparams["n_head"])[0, :10]
+        model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
+        logits = gpt2([50256], **model)[0, :10]
         error = float(np.abs(logits - np.array(LOGITS_124M, np.float32)).max())
         print(f"logits of <|endoftext|> differ by at most {error:.1e}")
         same &= error < 1e-3

@@ -11,7 +11,6 @@ Writes results/train_run.md. Linux only (it reads /proc).
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -19,15 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks")]
+from common import ROOT, TEXT, report, table
 
 RATES = {"muon": ("4e-3",), "adamw": ("5e-4", "1e-3", "2e-3")}
 
 
-def run(*arguments):
+def run(text, out, *options):
     """-> what train.py prints, its wall time in s, [(seconds, resident MiB)]"""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    command = [ROOT / "train.py", text, "--out", out, "--overwrite", *options]
+    command = [sys.executable, *map(str, command)]
     start, memory = time.perf_counter(), []
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -38,34 +37,23 @@ def run(*arguments):
             time.sleep(0.1)
         seconds = time.perf_counter() - start
         output.seek(0)
-        text = output.read()
+        printed = output.read()
     if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{text}")
-    return text, seconds, memory
+        sys.exit(f"{' '.join(command)}\n{printed}")
+    return printed, seconds, memory
 
 
 def compare(text, minutes, out):
     rows = []
     for name, rates in RATES.items():
         for rate in rates:
-            printed, seconds, memory = run(
-                text,
-                "--out",
-                out,
-                "--overwrite",
-                "--minutes",
-                minutes,
-                "--optimizer",
-                name,
-                "--learning_rate",
-                rate,
-            )
+            options = f"--minutes {minutes} --optimizer {name} --learning_rate {rate}"
+            printed, seconds, memory = run(text, out, *options.split())
             steps = re.findall(r"^step (\d+),", printed, re.MULTILINE)[-1]
-            loss = re.findall(r"([\d.]+) nats per character", printed)[-1]
+            loss = re.findall(r"nats per character +([\d.]+)", printed)[-1]
             early = max(mib for second, mib in memory if second < seconds / 10)
-            rows.append(
-                (name, rate, steps, loss, f"{early:.0f}", f"{max(mib for _, mib in memory):.0f}")
-            )
+            late = max(mib for _, mib in memory)
+            rows.append((name, rate, steps, loss, f"{early:.0f}", f"{late:.0f}"))
             print(*rows[-1], flush=True)
     return rows
 
@@ -74,67 +62,26 @@ def fine_tune(text, model, out, optimizer):
     """-> seconds a step, peak MiB"""
     seconds = []
     for steps in 1, 4:
-        _, _, memory = run(
-            text,
-            "--out",
-            out,
-            "--overwrite",
-            "--init_from",
-            model,
-            "--n_ctx",
-            256,
-            "--batch_size",
-            4,
-            "--iterations",
-            steps,
-            "--optimizer",
-            optimizer,
-            "--learning_rate",
-            "1e-4",
-        )
+        options = f"--n_ctx 256 --batch_size 4 --iterations {steps} --learning_rate 1e-4"
+        options = *options.split(), "--optimizer", optimizer, "--init_from", model
+        _, _, memory = run(text, out, *options)
         log = (out / "log.csv").read_text(encoding="utf-8")
         seconds.append(float(log.split()[-1].split(",")[1]))
     return (seconds[1] - seconds[0]) / 3, max(mib for _, mib in memory)
 
 
-def table(head, rows):
-    rows = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "text",
-        nargs="?",
-        type=Path,
-        default=ROOT.parent / "shared" / "data" / "tinyshakespeare.txt",
-    )
+    parser.add_argument("text", nargs="?", type=Path, default=TEXT)
     parser.add_argument("--model", help="of GPT-2's size, to fine-tune")
     parser.add_argument("--minutes", type=float, default=3, help="of each run (3)")
     args = parser.parse_args()
-    from peers import machine
-
+    head = "optimiser, peak rate, steps, nats per character, MiB after a tenth, MiB to the end"
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "out"
         rows = compare(args.text, args.minutes, out)
-        lines = [
-            "### Optimisers",
-            "",
-            f"{args.minutes:g} minutes each, the default shape.",
-            "",
-            *table(
-                [
-                    "optimiser",
-                    "peak rate",
-                    "steps",
-                    "nats per character",
-                    "MiB after a tenth",
-                    "MiB to the end",
-                ],
-                rows,
-            ),
-        ]
+        lines = ["### Optimisers", "", f"{args.minutes:g} minutes each, the default shape.", ""]
+        lines += table(head.split(", "), rows)
         if args.model:
             start = Path(directory) / "start.txt"
             start.write_text(args.text.read_text(encoding="utf-8")[:100_000], encoding="utf-8")
@@ -143,19 +90,9 @@ def main():
                 seconds, mib = fine_tune(start, args.model, out, name)
                 rows.append((name, f"{seconds:.1f}", f"{mib:.0f}"))
                 print(*rows[-1], flush=True)
-            lines += [
-                "",
-                "### Fine-tuning 124M",
-                "",
-                "4 sequences of 256 tokens a step.",
-                "",
-                *table(["optimiser", "s a step", "peak MiB"], rows),
-            ]
-    lines += ["", machine(os.cpu_count(), ("numpy",)), ""]
-    print("\n".join(lines))
-    (ROOT / "benchmarks" / "results" / "train_run.md").write_text(
-        "\n".join(lines), encoding="utf-8"
-    )
+            lines += ["", "### Fine-tuning 124M", "", "4 sequences of 256 tokens a step.", ""]
+            lines += table(["optimiser", "s a step", "peak MiB"], rows)
+    report("train_run", lines)
 
 
 if __name__ == "__main__":

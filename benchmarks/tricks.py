@@ -7,20 +7,14 @@ Shapes are those of 124M. Writes results/tricks.md; docs/speed.md says what beca
 
 import argparse
 import math
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from statistics import median
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+import numpy as np
+from common import medians, report, table, timed
 
-import numpy as np  # noqa: E402
-
-import backward  # noqa: E402
-import gpt2  # noqa: E402
+import backward
+import gpt2
 
 RNG = np.random.default_rng(0)
 
@@ -47,6 +41,12 @@ def product_layer_norm(x, g, b, mean):
     return x
 
 
+def whole_gelu(x):
+    """All of x at a time."""
+    with patch.object(gpt2, "PIECE", x.size):
+        return gpt2.gelu(x)
+
+
 def full_attention(q, k, v):
     """All the scores at once, the upper triangle too."""
     n = q.shape[1]
@@ -58,33 +58,32 @@ def full_attention(q, k, v):
 def keys_first_attention(q, k, v):
     """Scores as [keys, queries], so that maximum and sum go over rows."""
     n, d = q.shape[-2:]
-    q, out = q * (1 / math.sqrt(d)), np.empty_like(q)
-    for i in range(0, n, gpt2.ROWS):
-        j = min(i + gpt2.ROWS, n)
+    q, y = q * (1 / math.sqrt(d)), np.empty_like(q)
+    for i in range(0, n, gpt2.N_QUERIES):
+        j = min(i + gpt2.N_QUERIES, n)
         weights = k[..., :j, :] @ q[..., i:j, :].swapaxes(-1, -2)
         weights[..., i:, :] += gpt2.FUTURE[: j - i, : j - i].T
         weights -= weights.max(-2, keepdims=True)
         np.exp(weights, out=weights)
-        out[..., i:j, :] = weights.swapaxes(-1, -2) @ v[..., :j, :]
-        out[..., i:j, :] /= weights.sum(-2)[..., None]
-    return out
+        y[..., i:j, :] = weights.swapaxes(-1, -2) @ v[..., :j, :]
+        y[..., i:j, :] /= weights.sum(-2)[..., None]
+    return y
 
 
 def gelu_backward_anew(dy, x):
     """The gradient of gelu from x alone, with a second tanh."""
     c, dx = math.sqrt(2 / math.pi), np.empty_like(x)
-    for i in range(0, len(x), 2**16 // x.shape[1]):
-        rows = slice(i, i + 2**16 // x.shape[1])
-        x_i, p = x[rows], gpt2.normal_cdf(x[rows])
-        two_du = x_i * x_i
+    for i in gpt2.pieces(x):
+        cdf = gpt2.normal_cdf(x[i])
+        two_du = x[i] * x[i]
         two_du *= 6 * 0.044715 * c
         two_du += 2 * c
-        two_du *= x_i
-        slope = 1 - p
+        two_du *= x[i]
+        slope = 1 - cdf
         slope *= two_du
         slope += 1
-        slope *= p  # p + x 2 p (1 - p) du/dx
-        np.multiply(slope, dy[rows], out=dx[rows])
+        slope *= cdf  # cdf + x 2 cdf (1 - cdf) du/dx
+        np.multiply(slope, dy[i], out=dx[i])
     return dx
 
 
@@ -94,7 +93,7 @@ def training_tricks():
 
     def with_slope():
         _, slope = backward.gelu_forward(x)
-        return backward.gelu_backward(dy, slope)
+        return backward.gelu_backward(slope, dy)  # overwrites the slope: the next round needs dy
 
     yield (
         "gelu and its gradient, 2048 x 1536: its slope kept",
@@ -102,17 +101,17 @@ def training_tricks():
         with_slope,
     )
     qkv, dy_heads = normal(8, 3, 6, 256, 64), normal(8, 6, 256, 64)
-    kept, compute = [], gpt2.attention_weights
+    kept, compute = [], gpt2.exp_scores
 
     def keep(q, k):
         kept.append(compute(q, k))
         return kept[-1]
 
-    def both(forward_weights, backward_weights):
+    def both(forward_scores, backward_scores):
         for sequence, dy in zip(qkv, dy_heads):
-            with patch.object(gpt2, "attention_weights", forward_weights):
+            with patch.object(gpt2, "exp_scores", forward_scores):
                 y = gpt2.attention(*sequence)
-            with patch.object(backward, "attention_weights", backward_weights):
+            with patch.object(backward, "exp_scores", backward_scores):
                 backward.attention_backward(dy, y, sequence)
 
     yield (
@@ -137,8 +136,7 @@ def tricks():
         lambda: product_layer_norm(one, g, b, mean),
     )
     many = normal(1000, 3072)
-    whole = gpt2.gelu.__wrapped__
-    yield "gelu of 1000 tokens: in pieces", lambda: whole(many), lambda: gpt2.gelu(many)
+    yield "gelu of 1000 tokens: in pieces", lambda: whole_gelu(many), lambda: gpt2.gelu(many)
     qkv = normal(3, 12, 1000, 64)
     yield (
         "attention of 1000 tokens: lower triangle in pieces",
@@ -191,25 +189,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    lines = ["| trick | without, ms | with, ms | speed-up |", "| --- | --- | --- | --- |"]
+    rows = []
     for name, without, trick in tricks():
-        times = [], []
-        repeats = 1
-        for i in range(args.rounds + 1):
-            for function, column in zip((without, trick), times):
-                start = time.perf_counter()
-                for _ in range(repeats):
-                    function()
-                column.append((time.perf_counter() - start) / repeats)
-            if i == 0:  # the warm-up, which says how often a round has to be repeated
-                repeats = max(1, int(0.005 / times[0].pop()))
-                times[1].pop()
-        a, b = (median(column) * 1e3 for column in times)
-        lines.append(f"| {name} | {a:.3f} | {b:.3f} | {a / b:.2f} |")
-        print(lines[-1], flush=True)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "tricks.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        n = max(1, int(0.005 / timed(without)[0]))  # the warm-up says how often a turn repeats it
+        timed(trick)
+        times = medians({"without": (without, n), "with": (trick, n)}, args.rounds)
+        a, b = times["without"] * 1e3, times["with"] * 1e3
+        rows.append((name, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}"))
+        print(*rows[-1], flush=True)
+    report("tricks", table(["trick", "without, ms", "with, ms", "speed-up"], rows))
 
 
 if __name__ == "__main__":

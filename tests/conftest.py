@@ -1,18 +1,29 @@
-"""What several test files share: the shared data, and models of random weights."""
+"""What several test files share: the shared data, models of random weights, commands to run."""
 
 import inspect
 import math
 import os
+import random
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import gpt2
+import gpt2_pico
+from encoder import learn_bpe
+from model_files.directory import load_model, save_model
+from model_files.parameters import nest, parameter_shapes
+from utils import load_encoder_hparams_and_params
+
+ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+OPENAI = GOLDEN / "tf_gpt2"  # a directory as OpenAI's: 2 layers, 8 wide, 257 tokens
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
-sys.path.insert(0, str(ROOT))
 
 # Shapes are odd on purpose, and epsilon large enough to be missed where it is left out.
 TINY = {
@@ -24,6 +35,8 @@ TINY = {
     "layer_norm_epsilon": 0.01,
     "eos_token_id": None,
 }
+N_HEAD, EPS, N_VOCAB = TINY["n_head"], TINY["layer_norm_epsilon"], TINY["n_vocab"]
+LONG = 2 * gpt2.N_QUERIES + 50  # a text whose attention is computed in three pieces
 FULL = {
     "n_layer": 12,
     "n_head": 12,
@@ -32,6 +45,15 @@ FULL = {
     "n_vocab": 50257,
     "layer_norm_epsilon": 1e-5,
     "eos_token_id": 50256,
+}
+LETTERS = {  # of the model that the commands load
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "n_ctx": 32,
+    "n_vocab": 260,
+    "layer_norm_epsilon": 1e-5,
+    "eos_token_id": 0,
 }
 
 
@@ -55,57 +77,42 @@ def numpy_2_promotion():
         np._set_promotion_state(before)
 
 
-def build_params(hparams, weight, wte, wpe, projection, gain, bias):
-    """The nested parameters, each array made by the function of its kind: shape -> array."""
-    e = hparams["n_embd"]
-
-    def norm():
-        return {"g": gain(e), "b": bias(e)}
-
-    def block():
-        return {
-            "ln_1": norm(),
-            "attn": {
-                "c_attn": {"w": weight(e, 3 * e), "b": bias(3 * e)},
-                "c_proj": {"w": projection(e, e), "b": bias(e)},
-            },
-            "ln_2": norm(),
-            "mlp": {
-                "c_fc": {"w": weight(e, 4 * e), "b": bias(4 * e)},
-                "c_proj": {"w": projection(4 * e, e), "b": bias(e)},
-            },
-        }
-
-    return {
-        "wte": wte(hparams["n_vocab"], e),
-        "wpe": wpe(hparams["n_ctx"], e),
-        "blocks": [block() for _ in range(hparams["n_layer"])],
-        "ln_f": norm(),
-    }
+# Models of random weights
 
 
-def normal(rng, scale, mean=0.0):
-    def make(*shape):
-        x = rng.standard_normal(shape, np.float32)
+def build_params(seed, hparams, **spread):
+    """Parameters drawn one after another, each kind with a (standard deviation, mean) of its own;
+    a standard deviation of 0 draws nothing."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in parameter_shapes(**hparams).items():
+        scale, mean = spread[kind(name)]
+        x = rng.standard_normal(shape, np.float32) if scale else np.zeros(shape, np.float32)
         x *= scale
         x += mean
-        return x
+        tensors[name] = x
+    return nest(tensors)
 
-    return make
+
+def kind(name):
+    *_, layer, leaf = name.split(".")
+    if layer in ("wte", "wpe") or leaf == "bias":
+        return layer if leaf == "weight" else leaf
+    return "gain" if layer.startswith("ln_") else "projection" if layer == "c_proj" else "weight"
 
 
 def random_params(seed=0, **hparams):
     """Parameters that all matter, no bias zero and no gain one, of TINY's shape but for hparams."""
-    rng, hparams = np.random.default_rng(seed), {**TINY, **hparams}
-    weight = normal(rng, 1.5 / math.sqrt(hparams["n_embd"]))
+    hparams = {**TINY, **hparams}
+    weight, embedding = (1.5 / math.sqrt(hparams["n_embd"]), 0), (0.5, 0)
     return build_params(
+        seed,
         hparams,
-        weight,
-        wte=normal(rng, 0.5),
-        wpe=normal(rng, 0.5),
+        wte=embedding,
+        wpe=embedding,
+        weight=weight,
         projection=weight,
-        gain=normal(rng, 0.3, 1.0),
-        bias=normal(rng, 0.3),
+        gain=(0.3, 1),
+        bias=(0.3, 0),
     )
 
 
@@ -114,17 +121,32 @@ def initial_params(seed, hparams, wte=0.02, wpe=0.01):
 
     With wte=0.08, wpe=1 the position counts for more than the token, and greedy text wanders.
     """
-    rng = np.random.default_rng(seed)
-    projection = normal(rng, 0.02 / math.sqrt(2 * hparams["n_layer"]))
     return build_params(
+        seed,
         hparams,
-        normal(rng, 0.02),
-        wte=normal(rng, wte),
-        wpe=normal(rng, wpe),
-        projection=projection,
-        gain=lambda *shape: np.ones(shape, np.float32),
-        bias=lambda *shape: np.zeros(shape, np.float32),
+        wte=(wte, 0),
+        wpe=(wpe, 0),
+        weight=(0.02, 0),
+        projection=(0.02 / math.sqrt(2 * hparams["n_layer"]), 0),
+        gain=(0, 1),
+        bias=(0, 0),
     )
+
+
+def some_ids(*shape, seed=0, n_vocab=N_VOCAB):
+    return np.random.default_rng(seed).integers(n_vocab, size=shape)
+
+
+def greedy(ids, params, hparams, n):
+    """gpt2_pico.gpt2's most likely tokens, also past the context: the oracle for gpt2.generate."""
+    ids, n_inputs, eps = list(ids), len(ids), hparams["layer_norm_epsilon"]
+    while len(ids) < n_inputs + n:
+        seen = ids[gpt2.window_start(len(ids), hparams["n_ctx"]) :]
+        logits = gpt2_pico.gpt2(seen, **params, n_head=hparams["n_head"], eps=eps)
+        ids.append(int(logits[-1].argmax()))
+        if ids[-1] == hparams["eos_token_id"]:
+            return ids[n_inputs:-1]
+    return ids[n_inputs:]
 
 
 def leaves(tree, name=""):
@@ -148,6 +170,10 @@ def map_leaves(function, tree):
     return function(tree)
 
 
+def float64(params):
+    return map_leaves(lambda x: x.astype(np.float64), params)
+
+
 def watch(module, monkeypatch):
     """Let each function of the module note the dtypes of the floats it returns: {name: {...}}."""
     seen = {}
@@ -165,3 +191,93 @@ def watch(module, monkeypatch):
         if function.__module__ == module.__name__ and not inspect.isgeneratorfunction(function):
             monkeypatch.setattr(module, name, watched(name, function))
     return seen
+
+
+# Vocabularies and directories
+
+
+@pytest.fixture(scope="session")
+def small():
+    """An Encoder of 280 tokens."""
+    return learn_bpe(["the theme of the thesis, naïve naïve 日本日本 😀😀  \n\n"] * 2, 280)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A Hugging Face directory with the model of OPENAI."""
+    vocabulary, hparams, params = load_model(OPENAI)
+    save_model(tmp_path / "model", hparams, params, vocabulary)
+    return tmp_path / "model"
+
+
+# Commands
+
+os.environ.pop("PYTHONUNBUFFERED", None)  # what a command does not flush would come all the same
+
+
+def command(script, *args):
+    return [sys.executable, str(ROOT / script), *map(str, args)]
+
+
+def run(script, *args, stdin=b"", **options):
+    """A command as a process, until it ends."""
+    return subprocess.run(
+        command(script, *args), input=stdin, capture_output=True, timeout=120, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    vocabulary = learn_bpe(["low lower lowest, slow slower slowest"], 260).vocabulary
+    save_model(path / "tiny", LETTERS, random_params(7, **LETTERS), vocabulary)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(models_dir):
+    return load_encoder_hparams_and_params("tiny", str(models_dir))
+
+
+def model_options(models_dir, model="tiny"):
+    return "--models_dir", models_dir, "--model_size", model
+
+
+# Runs of training
+
+SMALL = [
+    *("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--n_ctx", "16", "--batch_size", "6"),
+    *("--vocab_size", "300", "--iterations", "44", "--eval_interval", "10", "--threads", "2"),
+]
+NOISY = [*SMALL, "--dropout", "0.2", "--merge_dropout", "0.1"]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    rng = random.Random(0)
+    words = "the king and queen of york will not come to london, said richard;\n\nyes my lord\n"
+    path.write_text(" ".join(rng.choices(words.split(" "), k=4000)), encoding="utf-8")
+    return path
+
+
+def train_command(*args):
+    return command("train.py", *args)
+
+
+def run_train(*args, **options):
+    return run("train.py", *args, stdin="", text=True, **options)
+
+
+def curve(path):
+    """The rows of log.csv without the seconds, which no two runs share."""
+    rows = [line.split(",") for line in (path / "log.csv").read_text().splitlines()]
+    return [[row[0], *row[2:]] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def unbroken(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "unbroken"
+    done = run_train(text, "--out", out, *NOISY)
+    assert done.returncode == 0, done.stderr
+    return out, done

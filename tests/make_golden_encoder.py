@@ -1,6 +1,6 @@
 """Write golden/encoder*.json with tiktoken, tokenizers and transformers.
 
-python tests/make_golden_encoder.py    (needs the shared data: see `shared` in test_encoder.py)
+python tests/make_golden_encoder.py    (needs the shared data: see SHARED in conftest.py)
 """
 
 import json
@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 import tiktoken
-from test_encoder import GOLDEN, PIECES, random_text, shared
+from conftest import GOLDEN, SHARED
+from test_encoder import PIECES, random_text
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2TokenizerFast
 
@@ -26,7 +27,7 @@ LEARN = [
 
 
 def gpt2_by_tiktoken():
-    vocabulary = json.loads((shared("gpt2-vocab") / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = json.loads((SHARED / "gpt2-vocab" / "vocab.json").read_text(encoding="utf-8"))
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
@@ -51,9 +52,9 @@ def main():
     # tokenizers takes no lone surrogates; tiktoken counts them as U+FFFD.
     clean = [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts]
     gpt2 = gpt2_by_tiktoken()
-    model = shared("models/shakespeare-hf")
+    model = SHARED / "models" / "shakespeare-hf"
     shakespeare = ByteLevelBPETokenizer(str(model / "vocab.json"), str(model / "merges.txt"))
-    play = (shared("data") / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20_000]
+    play = (SHARED / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20_000]
     cases = []
     for chunks, vocab_size in [*LEARN, (play.splitlines(keepends=True), 400)]:
         tokenizer = learned(chunks, vocab_size)

@@ -11,6 +11,8 @@ from conftest import FULL, GOLDEN, SHARED, TINY, initial_params, leaves, random_
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from model_files.parameters import flatten, nest
+
 PROMPTS = [
     "ROMEO:",
     "First Citizen:\nBefore we proceed",
@@ -21,7 +23,6 @@ PROMPTS = [
     "To be, or not to be: that is the question",
 ]
 N_TOKENS = 200
-NAMES = {"blocks": "h", "g": "weight", "w": "weight", "b": "bias"}
 
 
 def reference(hparams, params):
@@ -38,17 +39,11 @@ def reference(hparams, params):
         layer_norm_epsilon=hparams["layer_norm_epsilon"],
     )
     model = GPT2LMHeadModel(config).eval()
-    state = {torch_name(path): torch.from_numpy(x) for path, x in leaves(params)}
+    state = {f"transformer.{name}": torch.from_numpy(x) for name, x in flatten(params).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
     model.tie_weights()
     return model
-
-
-def torch_name(path):
-    """.blocks.0.ln_1.g -> transformer.h.0.ln_1.weight"""
-    name = ".".join(NAMES.get(part, part) for part in path[1:].split("."))
-    return "transformer." + (f"{name}.weight" if name in ("wte", "wpe") else name)
 
 
 def greedy(model, ids, n_tokens, enough=0.0):
@@ -83,10 +78,11 @@ def make_backward():
         logits.reshape(-1, TINY["n_vocab"]), torch.from_numpy(ids[:, 1:]).reshape(-1)
     )
     loss.backward()
-    grads = dict(model.named_parameters())
     grads = {
-        path: grads[torch_name(path)].grad.float().numpy() for path, _ in leaves(random_params())
+        name.removeprefix("transformer."): x.grad.float().numpy()
+        for name, x in model.named_parameters()
     }
+    grads = dict(leaves(nest(grads)))
     np.savez_compressed(GOLDEN / "backward.npz", ids=ids, loss=loss.item(), **grads)
 
 

@@ -2,28 +2,29 @@
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, TINY, leaves, map_leaves, random_params, watch
+from conftest import (
+    EPS,
+    GOLDEN,
+    LONG,
+    N_HEAD,
+    N_VOCAB,
+    float64,
+    leaves,
+    random_params,
+    some_ids,
+    watch,
+)
 
 import backward
 import gpt2
-
-EPS, N_HEAD, N_VOCAB = TINY["layer_norm_epsilon"], TINY["n_head"], TINY["n_vocab"]
-LONG = 2 * gpt2.ROWS + 50  # a text whose attention is computed in three pieces
+from gpt2 import N_QUERIES
 
 
-def some_ids(*shape, seed=0):
-    return np.random.default_rng(seed).integers(N_VOCAB, size=shape)
-
-
-def float64(params):
-    return map_leaves(lambda x: x.astype(np.float64), params)
-
-
-def loss_and_gradient(params, ids, p=0.0, seed=0):
+def loss_and_gradient(params, ids, rate=0.0, seed=0):
     """Mean cross-entropy of ids [B, n + 1], each predicted from those before, and its gradient."""
     inputs, targets = ids[:, :-1], ids[:, 1:].ravel()
     logits, kept = backward.gpt2_forward(
-        inputs, **params, n_head=N_HEAD, eps=EPS, p=p, rng=np.random.default_rng(seed)
+        inputs, **params, n_head=N_HEAD, eps=EPS, rate=rate, rng=np.random.default_rng(seed)
     )
     loss, dlogits = backward.cross_entropy(logits, targets)
     dlogits /= targets.size
@@ -66,15 +67,15 @@ def test_loss_and_every_gradient_are_those_of_torch():
         )
 
 
-@pytest.mark.parametrize("p", [0, 0.3], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("rate", [0, 0.3], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("batch", [(1, 2), (12, 48), (3, LONG)], ids=str)
-def test_gradients_agree_with_finite_differences(batch, p):
+def test_gradients_agree_with_finite_differences(batch, rate):
     params, ids = float64(random_params(seed=1, n_layer=1, n_ctx=LONG)), some_ids(*batch)
-    _, grads = loss_and_gradient(params, ids, p)
+    _, grads = loss_and_gradient(params, ids, rate)
 
     def loss():
         logits, _ = backward.gpt2_forward(
-            ids[:, :-1], **params, n_head=N_HEAD, eps=EPS, p=p, rng=np.random.default_rng(0)
+            ids[:, :-1], **params, n_head=N_HEAD, eps=EPS, rate=rate, rng=np.random.default_rng(0)
         )
         return backward.cross_entropy(logits, ids[:, 1:].ravel())[0] / ids[:, 1:].size
 
@@ -97,7 +98,7 @@ def test_gradients_of_many_rows_agree_with_finite_differences():
     )
 
 
-@pytest.mark.parametrize("n", [1, 2, gpt2.ROWS - 1, gpt2.ROWS, gpt2.ROWS + 1, LONG])
+@pytest.mark.parametrize("n", [1, 2, N_QUERIES - 1, N_QUERIES, N_QUERIES + 1, LONG])
 def test_attention_gradient_agrees_with_finite_differences(n):
     rng = np.random.default_rng(n)
     qkv, dy = rng.standard_normal((3, 2, 5, n, 8)), rng.standard_normal((2, 5, n, 8))
@@ -105,7 +106,7 @@ def test_attention_gradient_agrees_with_finite_differences(n):
     check_directions(lambda: (gpt2.attention(*qkv) * dy).sum(), enumerate(qkv), dqkv)
 
 
-@pytest.mark.parametrize("t", [0, 1, gpt2.ROWS - 1, gpt2.ROWS, LONG - 2])
+@pytest.mark.parametrize("t", [0, 1, N_QUERIES - 1, N_QUERIES, LONG - 2])
 def test_the_gradient_of_the_future_is_zero(t):
     params, ids = random_params(n_ctx=LONG), some_ids(2, LONG)
     logits, kept = backward.gpt2_forward(ids, **params, n_head=N_HEAD, eps=EPS)
@@ -125,6 +126,16 @@ def test_the_gradient_of_a_batch_is_the_sum_over_its_sequences():
         np.testing.assert_allclose(x, mean, rtol=1e-4, atol=1e-5 * abs(x).max(), err_msg=path)
 
 
+@pytest.mark.parametrize("n", [10, 64, 256, 1024])
+def test_as_many_sequences_at_a_time_as_the_cache_holds_scores_of(n):
+    found = backward.groups(np.empty((1001, 4, n, 2)))
+    sizes = [len(range(1001)[group]) for group in found]
+    assert [i for group in found for i in range(1001)[group]] == list(range(1001))
+    scores = 4 * min(n, N_QUERIES) * n  # of a sequence, at a time
+    assert max(sizes) == sizes[0] and (sizes[0] + 1) * scores > backward.SCORES
+    assert sizes[0] * scores <= backward.SCORES or sizes[0] == 1
+
+
 def test_dropout_zeroes_a_share_and_keeps_the_mean():
     x, mask = backward.dropout(np.ones((500, 400), np.float32), 0.3, np.random.default_rng(0))
     assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.7)}
@@ -135,10 +146,10 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
 
 
 @pytest.mark.usefixtures("numpy_2_promotion")
-@pytest.mark.parametrize("p", [0, 0.1], ids=["no dropout", "dropout"])
-def test_every_function_keeps_float32(p, monkeypatch):
+@pytest.mark.parametrize("rate", [0, 0.1], ids=["no dropout", "dropout"])
+def test_every_function_keeps_float32(rate, monkeypatch):
     seen = watch(backward, monkeypatch)
-    _, grads = loss_and_gradient(random_params(n_ctx=LONG), some_ids(6, LONG), p)
+    _, grads = loss_and_gradient(random_params(n_ctx=LONG), some_ids(6, LONG), rate)
     assert {name.removesuffix("_backward") for name in seen if name.endswith("_backward")} >= {
         "gelu",
         "layer_norm",
@@ -147,7 +158,7 @@ def test_every_function_keeps_float32(p, monkeypatch):
         "dropout",
         "mha",
         "ffn",
-        "transformer_block",
+        "block",
         "embedding",
         "gpt2",
     }

@@ -1,4 +1,4 @@
-"""What README says is what happens: its commands, its output, its map, the model that ships."""
+"""What README says is what happens: its commands, its output, its map; the docs' numbers."""
 
 import os
 import re
@@ -6,14 +6,15 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-import gpt2_pico
+import gpt2
 from utils import load_encoder_hparams_and_params
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHIPPED = ROOT / "models" / "shakespeare"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 
 
 def blocks(language=""):
@@ -38,44 +39,59 @@ def run(*args):
     return done.stdout.decode().replace("\r\n", "\n")
 
 
-def promised_output():
-    return re.search(r"<!-- romeo -->\n```\n(.*?)```\n<!-- end -->", README, re.DOTALL)[1]
+def between(marker):
+    return re.search(rf"<!-- {marker} -->\n(.*?)<!-- end -->", README, re.DOTALL)[1]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
 
 
 def test_first_command_prints_what_readme_shows():
     first = shlex.split(commands()[0].split("&& python ")[1])
-    assert first == ["gpt2.py", "ROMEO:", "--model_size", "shakespeare"]
-    assert run(*first) == promised_output()
-    assert len(promised_output()) > 40
+    assert first[:4] == ["gpt2.py", "ROMEO:", "--model_size", "shakespeare"]
+    assert f"```\n{run(*first)}```\n" == between("romeo")
+    assert len(between("romeo")) > 100
 
 
-def test_the_shipped_model_is_what_the_formula_says():
-    encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
-    ids = gpt2_pico.generate(
-        encoder.encode("ROMEO:"), params, hparams["n_head"], 40, eos=hparams["eos_token_id"]
-    )
-    assert encoder.decode(list(ids)) + "\n" == promised_output()
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 12e6
+def test_the_numbers_on_the_way_are_those_of_the_model(shipped):
+    encoder, hparams, params = shipped
+    share = r'"(.+?)" ([\d.]+) %'
+    prompt, ids, *likely, best = re.fullmatch(
+        r'> "(.+?)" → the ids ([\d ]+) → 6 rows of 256 numbers, through 6 blocks →\n'
+        rf'> 2,048 logits → {share}, {share}, {share} … → "(.+?)"\n',
+        between("trace"),
+    ).groups()
+    assert encoder.encode(prompt) == [*map(int, ids.split())] and len(ids.split()) == 6
+    assert (hparams["n_embd"], hparams["n_layer"], hparams["n_vocab"]) == (256, 6, 2048)
+    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
+    logits = gpt2.gpt2(encoder.encode(prompt), **params, n_head=n_head, eps=eps)
+    p = gpt2.probabilities(logits[-1])
+    found = [(encoder.decode([i]), f"{100 * p[i]:.1f}") for i in np.argsort(-p)[:3].tolist()]
+    assert found == list(zip(likely[::2], likely[1::2])) and best == likely[0]
 
 
-def test_python_example_runs():
+def test_python_example_prints_what_the_command_does():
     (example,) = blocks("python")
-    assert run("-c", example) + "\n" == promised_output()
+    assert run("-c", example) + "\n" == run("gpt2.py", "ROMEO:", "--model_size", "shakespeare")
 
 
-@pytest.mark.parametrize("script", ["gpt2.py", "train.py"])
+def test_pico_command_runs():
+    (command,) = [line for line in commands() if "gpt2_pico.py" in line]
+    assert run(*shlex.split(command)[1:]).startswith(" be")
+
+
+@pytest.mark.parametrize("script", ["gpt2.py", "gpt2_pico.py", "evaluate.py", "train.py"])
 def test_every_option_shown_is_in_help(script):
     known = set(re.findall(r"--\w+", run(script, "--help")))
     used = {
         word
         for line in commands()
-        if script in line
-        for word in re.findall(r"--\w+", line.split(script)[1])
+        if f"python {script}" in line
+        for word in re.findall(r"--\w+", line.split(f"python {script}")[1])
     }
     assert used and used <= known
-    if script == "gpt2.py":
-        table = README.split("| option |")[1].split("\n\n")[0]
-        assert set(re.findall(r"--\w+", table)) == known - {"--help"}
 
 
 def test_the_map_names_every_file():
@@ -84,6 +100,37 @@ def test_the_map_names_every_file():
     assert {path.name for path in ROOT.glob("*.py")} <= shown
 
 
-def test_requirements_are_the_four():
-    names = re.findall(r"^[a-z]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert sorted(names) == ["numpy", "regex", "requests", "tqdm"]
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 150
+
+
+def test_requirements_are_the_four_and_each_command_names_them():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert sorted(re.findall(r"[a-z]+", line)[0] for line in lines) == [
+        "numpy",
+        "regex",
+        "requests",
+        "tqdm",
+    ]
+    scripts = [path for path in ROOT.glob("*.py") if "# /// script" in path.read_text("utf-8")]
+    assert {"gpt2.py", "train.py", "evaluate.py"} <= {path.name for path in scripts}
+    for path in scripts:
+        block = re.search(r"^# /// script$\n((?:# .*\n)+)# ///$", path.read_text("utf-8"), re.M)[1]
+        named = re.search(r"dependencies = \[(.*)\]", block)[1]
+        assert re.findall(r'"(.+?)"', named) == lines
+        assert 'requires-python = ">=3.10"' in block and "Python 3.10 or newer" in README
+
+
+@pytest.mark.parametrize("page", ["docs/gradients.md"])
+def test_python_in_the_docs_prints_what_stands_below_it(page):
+    done = subprocess.run(
+        [sys.executable, "lesson/run.py", page], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

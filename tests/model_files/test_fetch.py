@@ -13,19 +13,20 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import OPENAI, ROOT
 from fault_server import KINDS, Servers
 
-import download
-import fetch
-import utils
+from model_files import download, fetch, sources
+from model_files.directory import holds_model, load_model, save_model
+from model_files.parameters import flatten
+from model_files.released import SIZES
+from model_files.safetensors import BF16, widen, write_safetensors
+from utils import load_encoder_hparams_and_params
 
-ROOT = Path(__file__).parent.parent
-OPENAI = Path(__file__).parent / "golden" / "tf_gpt2"
 SCHEDULES = int(os.environ.get("FETCH_SCHEDULES", 40))
 KILLS = int(os.environ.get("FETCH_KILLS", 5))
 
@@ -40,10 +41,10 @@ def servers():
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Files of a repository as the hub has them: bare names, mask buffers, data at an odd byte."""
-    encoder, hparams, params = utils.load_model(OPENAI)
+    vocabulary, hparams, params = load_model(OPENAI)
     directory = tmp_path_factory.mktemp("hub")
-    utils.save_model(directory, hparams, params, encoder)
-    tensors = utils.flatten(params)
+    save_model(directory, hparams, params, vocabulary)
+    tensors = flatten(params)
     for i in range(hparams["n_layer"]):
         tensors[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), np.float32))
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
@@ -69,7 +70,7 @@ def unaligned(tensors):
 def place(servers, model, monkeypatch, tmp_path):
     """The sizes on both servers, with pinned hashes, and little patience."""
     files, _ = model
-    repo = utils.SIZES["124M"][0]
+    repo = SIZES["124M"][0]
     openai = {path.name: path.read_bytes() for path in OPENAI.iterdir()}
     servers.files = {
         **{f"{repo}/{name}": data for name, data in files.items()},
@@ -81,7 +82,7 @@ def place(servers, model, monkeypatch, tmp_path):
         for name, data in {**files, **openai}.items()
         if name != "config.json" and "ckpt" not in name
     }
-    monkeypatch.setattr(fetch, "SHA256", pins)
+    monkeypatch.setattr(sources, "SHA256", pins)
     for name, value in {"WAIT": 0.001, "SILENCE": 0.3, "CHUNK": 1 << 10}.items():
         monkeypatch.setattr(download, name, value)
     monkeypatch.setattr(fetch, "LOCK_WAIT", 0.01)
@@ -94,12 +95,12 @@ def place(servers, model, monkeypatch, tmp_path):
 
 
 def load(name, models_dir):
-    return utils.load_encoder_hparams_and_params(name, models_dir)
+    return load_encoder_hparams_and_params(name, models_dir)
 
 
 def check(params, model, directory):
     """The parameters are exact and mapped, and nothing else is left in the directory."""
-    expected, found = utils.flatten(model[1]), utils.flatten(params)
+    expected, found = flatten(model[1]), flatten(params)
     assert expected.keys() == found.keys()
     for name, x in expected.items():
         assert np.array_equal(x, found[name]), name
@@ -115,7 +116,7 @@ def test_fetches_once(name, place, model, servers, capfd):
     check(params, model, place / name.replace("/", "--"))
     requests = len(servers.log)
     assert requests == 5 + (name != "124M")  # four files, one by a redirect, and one not there
-    revision = {"124M": utils.SIZES["124M"][1], "owner/name": "main", "owner/name@v1": "v1"}[name]
+    revision = {"124M": SIZES["124M"][1], "owner/name": "main", "owner/name@v1": "v1"}[name]
     commits = [re.search("/resolve/([^/]+)/", path)[1] for path, *_ in servers.log]
     assert commits == [revision] + [servers.commit] * (requests - 1)
     load(name, place)
@@ -142,13 +143,40 @@ def test_resumes_where_it_broke_off(place, model, servers):
     assert len([n for n in sent if n]) == 3
 
 
+def test_as_long_as_it_gets_further_it_goes_on(place, model, servers):
+    servers.faults = [(None, 0)] * 4 + [("break", 0.2)] * 2 * download.TRIES
+    check(load("owner/name", place)[2], model, place / "owner--name")
+    starts = [start for path, start, *_ in servers.log if "safetensors" in path]
+    assert servers.faults == [] and starts == sorted(starts) and len(starts) > 2 * download.TRIES
+
+
+def test_what_is_whole_but_for_its_name_is_not_fetched_again(place, model, servers, monkeypatch):
+    replace, size = os.replace, len(model[0]["model.safetensors"])
+
+    def killed(source, target):
+        if str(target).endswith("model.safetensors"):
+            raise OSError("killed")
+        replace(source, target)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", killed)
+        with pytest.raises(OSError, match="killed"):
+            load("owner/name", place)
+    servers.log.clear()
+    check(load("owner/name", place)[2], model, place / "owner--name")
+    sent = [tuple(entry[1:3]) for entry in servers.log if "safetensors" in entry[0] and entry[2]]
+    assert sent == [(size - 1, 1)]  # one byte shows that it is the same file
+
+
 def test_resumes_in_another_run(place, model, servers, monkeypatch):
     servers.faults = [(None, 0)] * 4 + [("break", 0.9)] + [("reset", 0)] * download.TRIES
     with pytest.raises(OSError, match="0.0 MB are kept in .* goes on from there") as error:
         load("owner/name", place)
     assert "\n" not in str(error.value)
     servers.faults, servers.log[:] = [], []
+    servers.commit, commit = "e" * 40, servers.commit  # what main has come to in between
     check(load("owner/name", place)[2], model, place / "owner--name")
+    assert all(f"/resolve/{commit}/" in path for path, *_ in servers.log)
     weights = [start for path, start, *_ in servers.log if "safetensors" in path]
     assert len(weights) == 2 and weights[0] > 0.8 * len(model[0]["model.safetensors"])
 
@@ -189,6 +217,13 @@ def test_too_long_a_wait_is_an_error(place, servers, monkeypatch):
     assert len(servers.log) == 1
 
 
+def test_a_size_that_the_hub_did_not_promise_is_refused_at_once(place, model, servers, capfd):
+    servers.faults = [(None, 0)] * 4 + [("linked", 0)]
+    check(load("owner/name", place)[2], model, place / "owner--name")
+    size = len(model[0]["model.safetensors"])
+    assert f"{size} bytes come instead of {size + 1}; 0.0 MB are there" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["page", "page as file"])
 def test_a_web_page_is_never_a_file(kind, place, servers):
     servers.faults = [(None, 0)] * 3 + [(kind, 0)] * 40
@@ -207,6 +242,15 @@ def test_wrong_bytes_are_thrown_away(place, model, servers):
     check(load("owner/name", place)[2], model, place / "owner--name")
 
 
+def test_a_size_is_what_has_been_released(place, model, servers, capfd):
+    """Bytes that the hub itself vouches for are refused where their hash is known, and differs."""
+    name = f"{SIZES['124M'][0]}/model.safetensors"
+    servers.files[name] = servers.files[name][:-1] + b"!"
+    check(load("124M", place)[2], model, place / "124M")
+    said = capfd.readouterr().err
+    assert f"no luck at {servers.hub}: model.safetensors: wrong bytes, thrown away" in said
+
+
 @pytest.mark.parametrize("file", ["model.ckpt.index", "model.ckpt.data-00000-of-00001"])
 def test_store_is_checked_by_md5_and_crc(file, place, model, servers, monkeypatch):
     """The store's own MD5 first; where it vouches for damaged bytes, the index's CRC-32C."""
@@ -218,6 +262,13 @@ def test_store_is_checked_by_md5_and_crc(file, place, model, servers, monkeypatc
     data = servers.files[f"124M/{file}"]
     servers.files[f"124M/{file}"] = data[:700] + bytes([data[700] ^ 4]) + data[701:]
     with pytest.raises(OSError, match="CRC-32C"):
+        load("124M", place)
+
+
+def test_the_store_vouches_for_the_whole_of_what_comes_in_parts(place, servers):
+    servers.files = {k: v for k, v in servers.files.items() if k.startswith("124M")}
+    servers.faults = [("404", 0)] + [(None, 0)] * 4 + [("break", 0.5)] + [("bytes", 0.9)] * 2
+    with pytest.raises(OSError, match="data-00000-of-00001: wrong bytes.*md5"):
         load("124M", place)
 
 
@@ -252,11 +303,11 @@ def test_added_tokens_come_along(place, model, servers):
     servers.files["owner/name/added_tokens.json"] = json.dumps(added).encode()
     config = json.loads(model[0]["config.json"]) | {"vocab_size": 258}
     servers.files["owner/name/config.json"] = json.dumps(config).encode()
-    tensors = utils.flatten(model[1])
+    tensors = flatten(model[1])
     tensors["wte.weight"] = np.concatenate([tensors["wte.weight"], tensors["wte.weight"][:1]])
     servers.files["owner/name/model.safetensors"] = unaligned(tensors)
     encoder, _, _ = load("owner/name", place)
-    assert encoder.added == added and encoder.encode("<|user|>") == [257]
+    assert encoder.vocabulary.added == added and encoder.encode("<|user|>") == [257]
 
 
 @pytest.mark.parametrize("token", ["hf_\u201cquoted\u201d", "hf_two\nlines", "hf_two words"])
@@ -297,8 +348,8 @@ def test_token_goes_to_the_hub_alone(place, servers, monkeypatch):
 def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
     """A fine-tune as transformers 5 saves a large one; it is widened once, when it is installed."""
     files, params = model
-    tensors = list(utils.flatten(params).items())
-    kind = {"F32": np.float32, "F16": np.float16, "BF16": utils.BF16}[dtype]
+    tensors = list(flatten(params).items())
+    kind = {"F32": np.float32, "F16": np.float16, "BF16": BF16}[dtype]
     for name in ("vocab.json", "merges.txt", "model.safetensors"):
         del servers.files[f"owner/name/{name}"]
     vocabulary = json.loads(files["vocab.json"])
@@ -309,7 +360,7 @@ def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
     weight_map, path = {}, place.parent / "shard"
     for i, part in enumerate((tensors[::2], tensors[1::2])):
         part = {f"transformer.{name}": narrow(x, kind) for name, x in part}
-        utils.write_safetensors(path, part)
+        write_safetensors(path, part)
         shard = f"model-0000{i + 1}-of-00002.safetensors"
         servers.files[f"owner/name/{shard}"] = path.read_bytes()
         weight_map |= dict.fromkeys(part, shard)
@@ -320,63 +371,23 @@ def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
     monkeypatch.setattr(
         fetch,
         "write_weights",
-        lambda path, params: (
-            stored.update(x.dtype for x in utils.flatten(params).values()),
-            write_weights(path, params),
+        lambda path, tensors: (
+            stored.update(x.dtype for x in tensors.values()),
+            write_weights(path, tensors),
         ),
     )
     encoder, hparams, found = load("owner/name", place)
     assert stored == {np.dtype(kind)}  # all at once would be twice the memory
     assert encoder.eot == hparams["eos_token_id"] == 256
-    for name, x in utils.flatten(found).items():
-        assert np.array_equal(x, utils.widen(narrow(dict(tensors)[name], kind))), name
+    for name, x in flatten(found).items():
+        assert np.array_equal(x, widen(narrow(dict(tensors)[name], kind))), name
         assert x.flags.aligned and not x.flags.owndata
 
 
 def narrow(x, dtype):
-    if dtype != utils.BF16:
+    if dtype != BF16:
         return x.astype(dtype)
-    return (np.ascontiguousarray(x).view(np.uint32) >> 16).astype(np.uint16).view(utils.BF16)
-
-
-def test_hugging_face_cache(place, model, servers, monkeypatch, tmp_path):
-    """The cache is used where it lies, as huggingface_hub lays it out, by commit or by branch."""
-
-    def snapshot(repo, commit):
-        directory = tmp_path / "cache" / f"models--{repo.replace('/', '--')}"
-        (directory / "snapshots" / commit).mkdir(parents=True)
-        (directory / "refs").mkdir()
-        (directory / "refs" / "main").write_text(commit)
-        for name, data in model[0].items():
-            (directory / "snapshots" / commit / name).write_bytes(data)
-        return directory / "snapshots" / commit
-
-    snapshot(*utils.SIZES["124M"])
-    latest = snapshot("owner/name", "d" * 40)
-    for name in ("124M", "owner/name", "owner/name@" + "d" * 40):
-        params = utils.flatten(load(name, place)[2])
-        assert all(np.array_equal(x, params[n]) for n, x in utils.flatten(model[1]).items())
-    monkeypatch.delenv("HF_HUB_CACHE")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    shutil.copytree(tmp_path / "cache", tmp_path / "home" / "hub")
-    load("owner/name", place)
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    shutil.move(tmp_path / "home", tmp_path / "xdg" / "huggingface")
-    load("owner/name", place)
-    assert not servers.log and not place.exists()
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    (latest / "vocab.json").unlink()  # half a snapshot is none
-    load("owner/name", place)
-    assert servers.log
-
-
-def test_a_cache_that_cannot_be_read_is_none(place, model, monkeypatch):
-    def locked(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(utils.Path, "is_file", locked)
-    assert utils.find_cached("owner/name", "main") is None
+    return (np.ascontiguousarray(x).view(np.uint32) >> 16).astype(np.uint16).view(BF16)
 
 
 def test_disk_space_is_checked_first(place, servers, monkeypatch):
@@ -384,6 +395,13 @@ def test_disk_space_is_checked_first(place, servers, monkeypatch):
     with pytest.raises(OSError, match="GB more are needed, and 0.00 GB are free"):
         load("124M", place)
     assert len(servers.log) == 1 and not list(place.rglob("*.part"))
+
+
+def test_disk_space_is_checked_again_for_what_is_written(place, model, servers, monkeypatch):
+    needs = []
+    monkeypatch.setattr(fetch, "check_space", lambda directory, need: needs.append(need))
+    load("124M", place)
+    assert needs == [sum(x.nbytes for x in flatten(model[1]).values())]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
@@ -443,12 +461,12 @@ def test_fault_schedules(place, model, servers):
             outcomes["error"] += 1
             named = name in str(error) or directory.name in str(error)
             assert named and "\n" not in str(error), f"{error} in {schedule}"
-            assert not utils.holds_model(directory), schedule
+            assert not holds_model(directory), schedule
             servers.faults, servers.files = [], dict(genuine)
             found = load(name, place)[2]
         else:
             outcomes["whole"] += 1
-        expected, found = utils.flatten(model[1]), utils.flatten(found)
+        expected, found = flatten(model[1]), flatten(found)
         wrong = [n for n, x in expected.items() if not np.array_equal(x, found[n])]
         # A changed file is a genuine one of another commit where nothing is pinned.
         changed = name != "124M" and servers.files != genuine
@@ -462,7 +480,8 @@ def test_fault_schedules(place, model, servers):
 CLIENT = """
 import sys
 sys.path.insert(0, {root!r})
-import download, os, utils
+import os, utils
+from model_files import download
 download.WAIT, download.CHUNK, os.fsync = 0.01, 1 << 14, lambda file: None
 utils.load_encoder_hparams_and_params("owner/name", {place!r})
 """
@@ -471,9 +490,9 @@ utils.load_encoder_hparams_and_params("owner/name", {place!r})
 def test_kill_at_any_moment(place, model, servers, tmp_path):
     """kill -9 while fetching or converting: the next run finishes and fetches little again."""
     random.seed(1)
-    encoder, hparams, params = utils.load_model(OPENAI)
+    vocabulary, hparams, params = load_model(OPENAI)
     params["wte"] = np.arange(8 * 60000, dtype=np.float32).reshape(-1, 8)  # 2 MB: takes a moment
-    utils.save_model(tmp_path / "large", {**hparams, "n_vocab": 60000}, params, encoder)
+    save_model(tmp_path / "large", {**hparams, "n_vocab": 60000}, params, vocabulary)
     for path in (tmp_path / "large").iterdir():
         servers.files[f"owner/name/{path.name}"] = path.read_bytes()
     size, directory = len(servers.files["owner/name/model.safetensors"]), place / "owner--name"

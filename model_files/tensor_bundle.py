@@ -14,7 +14,7 @@ MAGIC = 0xDB4775248B80FB57  # ends a sorted string table
 MAX_INDEX = 16 << 20  # bytes; that of the largest GPT-2 has 20 KB
 
 
-def read_checkpoint(prefix, verify=False):
+def read_tensor_bundle(prefix, verify=False):
     """-> {name: array mapped from the file, read-only}; verify checks the CRC-32C of each."""
     path, shards, ends, tensors = f"{prefix}.index", {}, {}, {}
     with open(path, "rb") as file:

@@ -6,16 +6,15 @@ FUZZ in the environment sets how many damaged files are tried.
 import os
 import random
 import shutil
-from pathlib import Path
 
 import make_golden_tf as golden
 import numpy as np
 import pytest
+from conftest import GOLDEN, OPENAI
+from damage import mutate
 
-import utils
-from tf_checkpoint import masked_crc32c, read_checkpoint, varint
+from model_files.tensor_bundle import MAGIC, masked_crc32c, read_index, read_tensor_bundle, varint
 
-GOLDEN = Path(__file__).parent / "golden"
 FUZZ = int(os.environ.get("FUZZ", 500))
 
 
@@ -62,7 +61,7 @@ def test_varint():
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_shapes_and_types(verify):
-    tensors = read_checkpoint(GOLDEN / "tf_shapes" / "model.ckpt", verify)
+    tensors = read_tensor_bundle(GOLDEN / "tf_shapes" / "model.ckpt", verify)
     assert tensors.keys() == golden.SHAPES.keys()
     for name, shape in golden.SHAPES.items():
         x, expected = tensors[name], golden.values(name, shape)
@@ -72,69 +71,96 @@ def test_shapes_and_types(verify):
 
 
 def test_an_index_of_many_blocks():
-    tensors = read_checkpoint(GOLDEN / "tf_many" / "model.ckpt", verify=True)
+    tensors = read_tensor_bundle(GOLDEN / "tf_many" / "model.ckpt", verify=True)
     assert len(tensors) == 400
     for name, x in tensors.items():
         assert np.array_equal(x, golden.values(name, x.shape)), name
 
 
-def test_tiny_gpt2():
-    encoder, hparams, params = utils.load_model(GOLDEN / "tf_gpt2")
-    assert hparams == {**golden.GPT2, "layer_norm_epsilon": 1e-5, "eos_token_id": 256}
-    assert encoder.encode("Hi") == [encoder.encoder["H"], encoder.encoder["i"]]
-    expected = {
-        name: golden.values(name, shape)
-        for name, shape in golden.gpt2_shapes(**golden.GPT2).items()
-    }
-    assert np.array_equal(params["wte"], expected["model/wte"])
-    assert np.array_equal(params["ln_f"]["g"], expected["model/ln_f/g"])
-    for i, block in enumerate(params["blocks"]):
-        for layer in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj"):
-            part, name = layer.split("/")
-            w, b = (expected[f"model/h{i}/{layer}/{leaf}"] for leaf in "wb")
-            assert np.array_equal(block[part][name]["w"], w[0])
-            assert np.array_equal(block[part][name]["b"], b)
-        assert np.array_equal(block["ln_2"]["b"], expected[f"model/h{i}/ln_2/b"])
-
-
-def test_shared_models_are_the_same(shared):
-    encoder, hparams, params = utils.load_model(shared / "models" / "shakespeare-openai")
-    other_encoder, other_hparams, other = utils.load_model(shared / "models" / "shakespeare-hf")
-    assert hparams == other_hparams and encoder.encoder == other_encoder.encoder
-    params, other = utils.flatten(params), utils.flatten(other)
-    assert params.keys() == other.keys()
-    for name, x in params.items():
-        assert np.array_equal(x, other[name]) and x.flags.aligned and not x.flags.owndata, name
-
-
 def test_damage_is_named(tmp_path):
-    for path in (GOLDEN / "tf_gpt2").iterdir():
+    for path in OPENAI.iterdir():
         shutil.copy(path, tmp_path)
     data = tmp_path / "model.ckpt.data-00000-of-00001"
     genuine = data.read_bytes()
     data.write_bytes(genuine[:5000] + bytes([genuine[5000] ^ 1]) + genuine[5001:])
+    read_tensor_bundle(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="tensor model/.* is damaged: its CRC-32C"):
-        read_checkpoint(tmp_path / "model.ckpt", verify=True)
+        read_tensor_bundle(tmp_path / "model.ckpt", verify=True)
     data.write_bytes(genuine[:-1])
     with pytest.raises(ValueError, match="15775 bytes, but tensor model/.* cut off"):
-        utils.load_model(tmp_path)
+        read_tensor_bundle(tmp_path / "model.ckpt")
     (tmp_path / "model.ckpt.index").write_bytes(b"<html>" * 20)
     with pytest.raises(ValueError, match="model.ckpt.index: damaged, or no TensorFlow index"):
-        utils.load_model(tmp_path)
-    data.unlink()
-    with pytest.raises(FileNotFoundError, match="holds no model"):
-        utils.load_model(tmp_path)
+        read_tensor_bundle(tmp_path / "model.ckpt")
+    (tmp_path / "model.ckpt.index").unlink()
+    with pytest.raises(FileNotFoundError):
+        read_tensor_bundle(tmp_path / "model.ckpt")
 
 
-def test_checkpoint_of_another_name(tmp_path):
-    """Fine-tuning programs number their checkpoints; the file checkpoint names the latest."""
-    for path in (GOLDEN / "tf_gpt2").iterdir():
-        shutil.copy(path, tmp_path / path.name.replace("model.ckpt", "model-1000"))
-    for name in ("model-1000", "/elsewhere/run1/model-1000"):
-        (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n')
-        assert utils.load_model(tmp_path)[1]["n_layer"] == 2
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "../model-1000"\n')
-    assert utils.checkpoint_prefix(tmp_path) == tmp_path / "model-1000"
+def index_of(entries):
+    """A sorted string table as TensorFlow writes it, with one block of these (key, value)."""
+
+    def number(n):
+        return bytes([n & 127 | 128, n >> 7]) if n > 127 else bytes([n])
+
+    def block(entries):
+        data = b"".join(
+            number(0) + number(len(key)) + number(len(value)) + key + value
+            for key, value in entries
+        )
+        data += bytes(4) + (1).to_bytes(4, "little") + b"\0"  # restarts; no compression
+        return data + masked_crc32c(data).to_bytes(4, "little")
+
+    data = block(entries)
+    handle = number(len(data)) + number(len(block([])) - 5)
+    where = len(data + block([]))
+    index = block([(b"\xff", number(0) + number(len(data) - 5))])
+    data += block([]) + index
+    footer = handle + number(where) + number(len(index) - 5)
+    return data + footer.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
+
+
+def test_an_index_is_refused_for_what_it_says():
+    header, empty = (b"", b"\x08\x01"), b"\x08\x01\x12\x02\x12\x00"  # float32 [0]
+    shards, entries = read_index(index_of([header, (b"a", empty), (b"b", empty)]))
+    assert shards == 1 and [entry[:6] for entry in entries] == [
+        (0, 0, 0, name, np.dtype("f4"), (0,)) for name in "ab"
+    ]
+    for table, fault in (
+        ([header, (b"b", empty), (b"a", empty)], "its keys are not in order"),
+        ([header, (b"a", empty), (b"a", empty)], "its keys are not in order"),
+        ([], "it has no header"),
+        ([(b"a", empty)], "it has no header"),
+        ([(b"", b"\x08\x01\x10\x01")], "it is big-endian"),
+        ([(b"", b"\x08\x00")], "or has no data file"),
+        ([header, (b"a", b"\x08\x07")], "tensor a has dtype 7"),
+        ([header, (b"a", empty + b"\x3a\x00")], "or is stored in slices"),
+        ([header, (b"a", b"\x08\x01\x28\x08")], r"tensor a: \[\] of float32 do not fit 8 bytes"),
+        ([header, (b"a", b"\x0b")], "a message is damaged"),
+        ([header, (b"a", b"\x12\x05\x12")], "a message is cut off"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            read_index(index_of(table))
+    index = index_of([header, (b"a", empty)])
+    for entry in b"\2\1\6a", b"\0\1\7a", b"\0\7\6a":  # shared, unshared, length, key
+        with pytest.raises(ValueError, match="an entry leaves its block"):
+            read_index(reseal(index.replace(b"\0\1\6a", entry)))
+
+
+def test_tensors_do_not_overlap(tmp_path):
+    def entry(offset):  # float32 [2]
+        return b"\x08\x01\x12\x04\x12\x02\x08\x02\x20" + bytes([offset]) + b"\x28\x08"
+
+    def read(*offsets):
+        table = [(b"", b"\x08\x01"), *((b"%d" % i, entry(n)) for i, n in enumerate(offsets))]
+        (tmp_path / "x.index").write_bytes(index_of(table))
+        return read_tensor_bundle(tmp_path / "x")
+
+    (tmp_path / "x.data-00000-of-00001").write_bytes(np.arange(5, dtype="<f4").tobytes())
+    assert {name: x.tolist() for name, x in read(12, 4).items()} == {"0": [3, 4], "1": [1, 2]}
+    for offsets in (4, 4), (4, 8), (0, 16):
+        with pytest.raises(ValueError, match="has 20 bytes, but tensor 1 lies from"):
+            read(*offsets)
 
 
 def reseal(index):
@@ -174,7 +200,7 @@ def test_fuzz(tmp_path):
         path = tmp_path / directory / "model.ckpt.index"
         path.write_bytes(reseal(index) if rng.random() < 0.8 else index)
         try:
-            for x in read_checkpoint(tmp_path / directory / "model.ckpt").values():
+            for x in read_tensor_bundle(tmp_path / directory / "model.ckpt").values():
                 x.sum()
         except (ValueError, OSError) as error:
             message = str(error)
@@ -183,24 +209,3 @@ def test_fuzz(tmp_path):
             refused[reason] = refused.get(reason, 0) + 1
     print(f"{FUZZ} mutated indices, {sum(refused.values())} refused: {refused}")
     assert len(refused) > 3
-
-
-def mutate(rng, data):
-    """data with a few bits flipped, bytes replaced, inserted, deleted, repeated, or cut off."""
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 5])):
-        at, n = rng.randrange(len(data) or 1), rng.choice([1, 1, 2, 4, 9, 40])
-        match rng.randrange(6):
-            case 0 if data:
-                data[at] ^= 1 << rng.randrange(8)
-            case 1:
-                data[at : at + n] = rng.randbytes(n)
-            case 2:
-                data[at : at + n] = rng.choice([b"\xff", b"\0", b"\x80", b"\x7f"]) * n
-            case 3:
-                data[at:at] = rng.randbytes(n)
-            case 4:
-                del data[at : at + n]
-            case 5:
-                data[at : at + n] = data[(start := rng.randrange(len(data) or 1)) : start + n]
-    return bytes(data) if rng.random() < 0.95 else bytes(data[: rng.randrange(len(data) or 1)])

@@ -56,7 +56,7 @@ def download(url, target, sha256=None, token=""):
             line = f"{target.name}: {fault}; {there / 1e6:.1f} MB are there"
             if tries >= TRIES or wait > MAX_WAIT:
                 raise type(fault)(line, tries=TRIES) from None
-            say(f"{line}, again in {wait:.0f} s")
+            announce(f"{line}, again in {wait:.0f} s")
             time.sleep(wait)
     return commit
 
@@ -103,7 +103,7 @@ def receive(url, target, sha256, token):
         part = target.with_name(
             f"{target.name}.{hashlib.sha256(validator.encode()).hexdigest()[:16]}.part"
         )
-        start, size = 0, number(response.headers.get("Content-Length"))
+        start, size = 0, whole_number(response.headers.get("Content-Length"))
         if response.status_code == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", named(answers, "Content-Range"))
             if not found or int(found[1]) != have or parts != [part] or not validator:
@@ -111,7 +111,7 @@ def receive(url, target, sha256, token):
                     os.remove(old)
                 raise Fault("it has changed, or the answer is another part: starting over")
             start, size = have, int(found[2])
-        linked = number(named(answers, "X-Linked-Size"))
+        linked = whole_number(named(answers, "X-Linked-Size"))
         if linked not in (None, size):
             raise Fault(f"{size} bytes come instead of {linked}")
         check_space(target.parent, 2 * (size or 0) - start)  # the model is written beside it
@@ -174,14 +174,14 @@ def check_status(response):
 
 def retry_after(text):
     """Seconds to wait, from a header that gives seconds or a date."""
-    if number(text) is not None:
-        return number(text)
+    if whole_number(text) is not None:
+        return whole_number(text)
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     return 0.0
 
 
-def number(text):
+def whole_number(text):
     return int(text) if text and re.fullmatch("[0-9]{1,15}", text) else None
 
 
@@ -210,5 +210,5 @@ def check_space(directory, need):
         raise OSError(f"{need / 1e9:.2f} GB more are needed, and {free / 1e9:.2f} GB are free")
 
 
-def say(line):
+def announce(line):
     tqdm.write(line, file=sys.stderr)

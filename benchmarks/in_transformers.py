@@ -1,0 +1,37 @@
+"""Open a model directory in transformers and compare: ids, logits, greedy text.
+
+    pip install torch transformers && python benchmarks/in_transformers.py [DIRECTORY] [PROMPT]
+
+DIRECTORY is models/shakespeare unless given; whatever train.py writes will do as well.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from common import ROOT
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from gpt2 import generate, gpt2
+from utils import load_encoder_hparams_and_params
+
+
+def main(directory=ROOT / "models" / "shakespeare", prompt="To be, or not to", n=60):
+    encoder, hparams, params = load_encoder_hparams_and_params(str(directory), "models")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = encoder.encode(prompt)
+    assert ids == tokenizer(prompt)["input_ids"], "the ids differ"
+    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits[0].numpy()
+        after = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0]
+    ours = gpt2(ids, **params, n_head=n_head, eps=eps)
+    print(f"logits differ by at most {np.abs(ours - theirs).max():.1e}")
+    found = list(generate(ids, params, hparams, n))
+    print("greedy tokens are", "equal" if after[len(ids) :].tolist()[:n] == found else "DIFFERENT")
+    print(prompt + encoder.decode(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

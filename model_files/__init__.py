@@ -1,0 +1,18 @@
+"""What lies on disk and how it gets there. Nobody has to open this folder for the lesson.
+
+files.py          strict JSON; files that are whole or not there
+safetensors.py    the format of weights on the Hugging Face hub
+tensor_bundle.py  the format of OpenAI's own weights, a TensorFlow checkpoint
+vocabulary.py     vocab.json with merges.txt, and tokenizer.json
+parameters.py     the parameters' names and shapes, as a flat dict and as a tree
+directory.py      a model directory: read, check, save
+checkpoint.py     the last state of an unfinished training run
+released.py       the four released sizes: where they lie, the hashes of their files
+hub_cache.py      models that Hugging Face's own tools have fetched
+download.py       one file over the network: resumed, verified
+sources.py        the files of a model on the hub, and in OpenAI's store
+fetch.py          a model from one of the two into a directory
+
+Nothing in a file is trusted or executed: what does not fit is refused, with a ValueError of one
+line that names the file and the fault. Nothing here imports anything from outside the folder.
+"""

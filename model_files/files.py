@@ -1,0 +1,50 @@
+"""Strict JSON, and files that are whole or not there."""
+
+import contextlib
+import json
+import os
+
+MAX_JSON = 16 << 20  # bytes; the real ones have 14 KB (a header) and 1 MB (a vocabulary)
+
+
+def read_json(path, data=None):
+    """-> the dict in a JSON file (or in data, read from it); strict: no duplicate keys, no NaN."""
+
+    def unique(pairs):
+        if len(pairs) != len(dict(pairs)):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    if data is None:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1)
+    try:
+        if len(data) > MAX_JSON:
+            raise ValueError(f"larger than {MAX_JSON} bytes")
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged JSON: {error}") from None
+    return content
+
+
+@contextlib.contextmanager
+def write_atomic(path):
+    """A binary file that appears under its name when it is whole, or not at all."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the name and lose the bytes
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise

@@ -1,0 +1,389 @@
+"""A model directory is read as its writers meant it, or refused in one line; a saved one is whole.
+
+FUZZ in the environment sets how many damaged files are tried.
+"""
+
+import json
+import os
+import random
+import shutil
+
+import make_golden_tf as golden
+import numpy as np
+import pytest
+from conftest import OPENAI
+from damage import mutate, mutate_json
+
+from encoder import learn_bpe
+from model_files.directory import (
+    bundle_prefix,
+    holds_model,
+    load_model,
+    read_config,
+    read_model,
+    save_model,
+)
+from model_files.parameters import flatten, nest, parameter_shapes
+from model_files.safetensors import read_safetensors, write_safetensors
+
+FUZZ = int(os.environ.get("FUZZ", 500))
+
+
+def rewrite(directory, change, dtype=None):
+    """Let change edit {name: array} of the weights."""
+    path = directory / "model.safetensors"
+    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
+    change(tensors)
+    write_safetensors(path, tensors, dtype=dtype)
+
+
+def configure(directory, **keys):
+    config = json.loads((directory / "config.json").read_text()) | keys
+    config = {name: value for name, value in config.items() if value != "absent"}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "place, match",
+    [("safetensors.raw_bytes", "left.*model.safetensors"), ("directory.save_vocabulary", "left")],
+)
+def test_a_save_that_fails_replaces_nothing(place, match, directory, monkeypatch):
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    _, hparams, params = load_model(directory)
+    vocabulary = learn_bpe(["other words"], 257).vocabulary
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"model_files.{place}", full)
+    with pytest.raises(OSError, match=match):
+        save_model(directory, hparams, params, vocabulary)
+    assert before == {path: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_save_and_load(directory):
+    vocabulary, hparams, params = load_model(directory)
+    original_vocabulary, original_hparams, original = load_model(OPENAI)
+    assert hparams == original_hparams and vocabulary == original_vocabulary
+    params, original = flatten(params), flatten(original)
+    assert list(params) == list(original) == list(parameter_shapes(**hparams))
+    for name, x in params.items():
+        assert x.dtype == np.float32 and np.array_equal(x, original[name]), name
+        assert x.flags.aligned and not x.flags.owndata and not x.flags.writeable, name
+    assert params["h.1.attn.c_attn.weight"].shape == (8, 24)
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "vocab.json",
+    ]
+
+
+def test_an_mlp_of_another_width(tmp_path):
+    """n_inner is 4 n_embd in every released model, but config.json may say otherwise."""
+    vocabulary, hparams, _ = load_model(OPENAI)
+    hparams["n_inner"] = 24
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.standard_normal(shape, np.float32)
+        for name, shape in parameter_shapes(**hparams).items()
+    }
+    assert tensors["h.0.mlp.c_fc.weight"].shape == (8, 24)
+    save_model(tmp_path, hparams, nest(tensors), vocabulary)
+    assert json.loads((tmp_path / "config.json").read_text())["n_inner"] == 24
+    _, loaded_hparams, params = load_model(tmp_path)
+    assert loaded_hparams == hparams
+    assert all(np.array_equal(x, tensors[name]) for name, x in flatten(params).items())
+    save_model(tmp_path, {**hparams, "n_inner": 32}, load_model(OPENAI)[2], vocabulary)
+    assert json.loads((tmp_path / "config.json").read_text())["n_inner"] is None  # the usual
+
+
+def test_the_end_of_text_is_what_config_says_or_else_the_vocabulary(directory):
+    for ends, found in (5, 5), ("absent", 256), (None, 256), (257, 256), ([1, 2], 256), (-1, 256):
+        configure(directory, eos_token_id=ends)
+        assert load_model(directory)[1]["eos_token_id"] == found
+    ids = json.loads((directory / "vocab.json").read_text())
+    del ids["<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps(ids))
+    assert load_model(directory)[1]["eos_token_id"] is None
+    (directory / "added_tokens.json").write_text('{"<|endoftext|>": 256}')
+    assert load_model(directory)[1]["eos_token_id"] == 256
+
+
+def test_weights_are_read_as_they_are_stored(directory):
+    def halve(tensors):
+        tensors.update({name: x.astype(np.float16) for name, x in tensors.items()})
+
+    rewrite(directory, halve)
+    vocabulary, hparams, tensors = read_model(directory)
+    assert {x.dtype for x in tensors.values()} == {np.dtype(np.float16)}
+    assert list(tensors) == list(parameter_shapes(**hparams))
+    assert {x.dtype for x in flatten(load_model(directory)[2]).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_transformers_names(dtype, directory):
+    """What GPT2LMHeadModel.save_pretrained writes: the prefix, no head, and its own metadata."""
+    vocabulary, hparams, params = load_model(OPENAI)
+    save_model(directory, hparams, params, vocabulary, dtype)
+    data = (directory / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert header.pop("__metadata__") == {"format": "pt"}
+    assert all(name.startswith("transformer.") for name in header) and len(header) == 28
+    assert {entry["dtype"] for entry in header.values()} == {"F32" if dtype[-2:] == "32" else "F16"}
+    config = json.loads((directory / "config.json").read_text())
+    assert config["model_type"] == "gpt2" and config["dtype"] == dtype
+    loaded = flatten(load_model(directory)[2])
+    for name, x in flatten(params).items():
+        assert np.array_equal(loaded[name], x.astype(dtype)), name
+
+
+def test_shared_model_saves_as_transformers_wrote_it(shared, tmp_path):
+    original = shared / "models" / "shakespeare-hf"
+    vocabulary, hparams, params = load_model(original)
+    save_model(tmp_path, hparams, params, vocabulary)
+    ours, theirs = (read_safetensors(path / "model.safetensors") for path in (tmp_path, original))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], x) for name, x in theirs.items())
+    ours, theirs = (json.loads((path / "config.json").read_text()) for path in (tmp_path, original))
+    assert {name for name in ours if ours[name] != theirs[name]} == set()
+
+
+def test_bare_names_masks_and_a_redundant_head(directory):
+    def as_on_the_hub(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        for i in range(2):
+            tensors[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), bool))
+            tensors[f"h.{i}.attn.masked_bias"] = np.array(-1e4, np.float32)
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+
+    expected = flatten(load_model(directory)[2])
+    rewrite(directory, as_on_the_hub)
+    configure(directory, tie_word_embeddings=False)  # the head is equal, whatever this says
+    found = flatten(load_model(directory)[2])
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(x, expected[name]) for name, x in found.items())
+
+
+def test_config_defaults(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = read_config(tmp_path / "config.json")
+    assert config == {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "n_inner": 3072,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_id": None,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24, "eos_token_id": [1, 2]}')
+    config = read_config(tmp_path / "config.json")
+    assert config["n_positions"] == 64 and config["n_inner"] == 96
+    assert config["eos_token_id"] is None
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model_type", "gpt_neo"),
+        ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("reorder_and_upcast_attn", True),
+        ("add_cross_attention", True),
+        ("n_layer", 0),
+        ("n_layer", 2.0),
+        ("n_layer", True),
+        ("n_head", 3),
+        ("n_embd", "8"),
+        ("n_positions", -1),
+        ("vocab_size", 10**12),
+        ("n_inner", []),
+        ("layer_norm_epsilon", 0),
+        ("n_embd", None),
+        ("layer_norm_epsilon", "1e-5"),
+        ("n_head", {}),
+        ("activation_function", ["gelu_new"]),
+    ],
+)
+def test_another_architecture_is_refused(key, value, directory):
+    configure(directory, **{key: value})
+    with pytest.raises(ValueError, match="model/config.json: ") as error:
+        load_model(directory)
+    assert key in str(error.value) or key == "n_head"
+    assert "\n" not in str(error.value)
+
+
+def test_tensors_are_refused_by_name(directory):
+    def refused(change, match):
+        pristine = (directory / "model.safetensors").read_bytes()
+        rewrite(directory, change)
+        with pytest.raises(ValueError, match=match) as error:
+            load_model(directory)
+        assert str(directory) in str(error.value) and "\n" not in str(error.value)
+        (directory / "model.safetensors").write_bytes(pristine)
+
+    wte = "transformer.wte.weight"
+    refused(lambda t: t.pop("transformer.h.1.ln_2.bias"), "tensor h.1.ln_2.bias is missing")
+    refused(lambda t: t.update({wte: t[wte].T}), r"wte.weight has shape \(8, 257\), not \(257, 8\)")
+    refused(lambda t: t.update({wte: t[wte].astype(np.float64)}), "wte.weight is float64, not F32")
+    refused(lambda t: t.update({"lm_head.weight": t[wte] + 1}), "lm_head.weight differs from wte")
+    refused(lambda t: t.update({"lm_head.weight": t[wte][1:]}), "lm_head.weight differs from wte")
+    refused(
+        lambda t: t.update({"transformer.h.2.ln_1.bias": t["transformer.ln_f.bias"]}),
+        "'h.2.ln_1.bias' is no part",
+    )
+    refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without transformer.")
+    configure(directory, tie_word_embeddings=False)
+    refused(lambda t: None, "lm_head.weight is missing")
+    configure(directory, tie_word_embeddings=True, n_layer=3)
+    refused(lambda t: None, "tensor h.2.ln_1.weight is missing")
+    configure(directory, n_layer=2, vocab_size=256)
+    refused(lambda t: None, "the vocabulary has 257 tokens, the model 256")
+    configure(directory, vocab_size=257)
+    (directory / "added_tokens.json").write_text('{"<x>": 257}')
+    refused(lambda t: None, "the vocabulary has 258 tokens, the model 257")
+
+
+def test_tiny_gpt2_of_openai():
+    vocabulary, hparams, params = load_model(OPENAI)
+    expected = {**golden.GPT2, "n_inner": 32, "layer_norm_epsilon": 1e-5, "eos_token_id": 256}
+    assert hparams == expected
+    assert vocabulary.ids["<|endoftext|>"] == 256 and vocabulary.merges == []
+    expected = {
+        name: golden.values(name, shape)
+        for name, shape in golden.gpt2_shapes(**golden.GPT2).items()
+    }
+    assert np.array_equal(params["wte"], expected["model/wte"])
+    assert np.array_equal(params["wpe"], expected["model/wpe"])
+    assert np.array_equal(params["ln_f"]["g"], expected["model/ln_f/g"])
+    for i, block in enumerate(params["blocks"]):
+        for layer in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj"):
+            part, name = layer.split("/")
+            w, b = (expected[f"model/h{i}/{layer}/{leaf}"] for leaf in "wb")
+            assert np.array_equal(block[part][name]["w"], w[0])
+            assert np.array_equal(block[part][name]["b"], b)
+        for norm in ("ln_1", "ln_2"):
+            for leaf in "gb":
+                assert np.array_equal(block[norm][leaf], expected[f"model/h{i}/{norm}/{leaf}"])
+
+
+def test_shared_models_are_the_same(shared):
+    vocabulary, hparams, params = load_model(shared / "models" / "shakespeare-openai")
+    other_vocabulary, other_hparams, other = load_model(shared / "models" / "shakespeare-hf")
+    assert hparams == other_hparams and vocabulary.ids == other_vocabulary.ids
+    params, other = flatten(params), flatten(other)
+    assert params.keys() == other.keys()
+    for name, x in params.items():
+        assert np.array_equal(x, other[name]) and x.flags.aligned and not x.flags.owndata, name
+
+
+def test_damage_of_an_openai_directory_is_named(tmp_path):
+    directory = shutil.copytree(OPENAI, tmp_path / "model")
+    data = directory / "model.ckpt.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="15775 bytes, but tensor model/.* cut off"):
+        load_model(directory)
+    (directory / "model.ckpt.index").write_bytes(b"<html>" * 20)
+    with pytest.raises(ValueError, match="model.ckpt.index: damaged, or no TensorFlow index"):
+        load_model(directory)
+    data.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        load_model(directory)
+
+
+def test_checkpoint_of_another_name(tmp_path):
+    """Fine-tuning programs number their checkpoints; the file checkpoint names the latest."""
+    for path in OPENAI.iterdir():
+        shutil.copy(path, tmp_path / path.name.replace("model.ckpt", "model-1000"))
+    for name in ("model-1000", "/elsewhere/run1/model-1000"):
+        (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n')
+        assert load_model(tmp_path)[1]["n_layer"] == 2
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "../model-1000"\n')
+    assert bundle_prefix(tmp_path) == tmp_path / "model-1000"
+
+
+def test_pickle_and_nothing_are_refused(directory):
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model holds no model"):
+        load_model(directory)
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="pytorch_model.bin is a pickle"):
+        load_model(directory)
+
+
+def shard(directory):
+    """Split the weights into two files with an index, as transformers does with large models."""
+    path = directory / "model.safetensors"
+    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
+    path.unlink()
+    weight_map = {}
+    for i, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        file = f"model-0000{i + 1}-of-00002.safetensors"
+        write_safetensors(directory / file, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index, weight_map
+
+
+def test_an_index_without_its_data_is_no_model(tmp_path):
+    (tmp_path / "model.ckpt.index").touch()
+    assert not holds_model(tmp_path)
+    (tmp_path / "model.ckpt.data-00000-of-00001").touch()
+    assert holds_model(tmp_path)
+
+
+def test_shards(directory):
+    expected = flatten(load_model(directory)[2])
+    index, weight_map = shard(directory)
+    found = flatten(load_model(directory)[2])
+    assert all(np.array_equal(x, found[name]) for name, x in expected.items())
+    name = "transformer.wte.weight"
+    other = next(file for file in weight_map.values() if file != weight_map[name])
+    for weight_map[name], match in (
+        (other, "wte.weight' is missing"),
+        (3, "names of files"),
+        ("../model.safetensors", "names of files"),
+        ("/etc/passwd", "names of files"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ValueError, match=match):
+            load_model(directory)
+
+
+def test_fuzz(directory):
+    """A model with a mutated file is loaded, or refused in one line that names it."""
+    rng, refused = random.Random(0), {}
+    names = ["model.safetensors"] * 3 + ["config.json", "vocab.json", "merges.txt"]
+    genuine = {name: (directory / name).read_bytes() for name in names}
+    for i in range(FUZZ):
+        name = rng.choice(names)
+        data = genuine[name]
+        if name == "model.safetensors":  # the bytes of its tensors may be any
+            n = 8 + int.from_bytes(data[:8], "little")
+            head = mutate(rng, data[8:n]) if i % 3 else mutate_json(rng, data[8:n])
+            length = len(head).to_bytes(8, "little")
+            mutated = (mutate(rng, length) if i % 5 == 0 else length) + head + data[n:]
+        elif name == "config.json" and i % 3:
+            mutated = mutate_json(rng, data)
+        else:
+            mutated = mutate(rng, data)
+        (directory / name).write_bytes(mutated)
+        try:
+            for x in flatten(load_model(directory)[2]).values():
+                x.sum()
+        except (ValueError, OSError) as error:
+            message = str(error)
+            assert str(directory) in message and len(message.splitlines()) == 1, f"{i}: {message}"
+            assert len(message) < 2000, f"{i}: {message}"
+            reason = name, message.split(": ", 2)[-1][:20]
+            refused[reason] = refused.get(reason, 0) + 1
+        (directory / name).write_bytes(genuine[name])
+    print(f"{FUZZ} mutated files, {sum(refused.values())} refused: {refused}")
+    assert len(refused) > 10

@@ -1,0 +1,212 @@
+"""Weights in safetensors files: read as they were meant, or refused in one line; written whole.
+
+FUZZ in the environment sets how many damaged headers are tried.
+"""
+
+import errno
+import json
+import os
+import weakref
+
+import numpy as np
+import pytest
+
+from model_files import files, safetensors
+from model_files.directory import load_model
+from model_files.parameters import flatten
+from model_files.safetensors import BF16, read_safetensors, widen, write_safetensors
+
+FUZZ = int(os.environ.get("FUZZ", 500))
+
+
+def test_data_begins_aligned(directory):
+    data = (directory / "model.safetensors").read_bytes()
+    assert (8 + int.from_bytes(data[:8], "little")) % 64 == 0
+
+
+def test_small_numbers_do_not_unalign_large_ones(tmp_path):
+    tensors = {
+        name: np.arange(n, dtype=dtype)
+        for name, n, dtype in (("a", 3, "u1"), ("b", 5, "f4"), ("c", 7, "f2"), ("d", 2, "f8"))
+    }
+    write_safetensors(tmp_path / "x", tensors)
+    for name, x in read_safetensors(tmp_path / "x").items():
+        assert x.flags.aligned and x.dtype == tensors[name].dtype, name
+        assert np.array_equal(x, tensors[name])
+
+
+def test_written_file_in_the_safetensors_library(directory):
+    library = pytest.importorskip("safetensors.numpy")
+    ours = read_safetensors(directory / "model.safetensors")
+    theirs = library.load_file(directory / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(x, theirs[name]) for name, x in ours.items())
+    assert library.save(theirs)[-len(ours) * 4 :]
+    library.save_file(theirs, directory / "theirs.safetensors")
+    again = read_safetensors(directory / "theirs.safetensors")
+    assert all(np.array_equal(x, again[name]) for name, x in ours.items())
+
+
+def test_half_precision(tmp_path):
+    """BF16 and F16 are widened exactly."""
+    x = np.array([[1.5, -2.25], [3e38, -0.0]], np.float32)
+    bf16 = (x.view(np.uint32) >> 16).astype(np.uint16).view(BF16)
+    write_safetensors(tmp_path / "b", {"a": bf16, "odd": np.zeros(3, np.uint8)})
+    found = read_safetensors(tmp_path / "b")["a"]
+    assert found.dtype == BF16
+    exact = (x.view(np.uint32) >> 16 << 16).view(np.float32)
+    assert np.array_equal(widen(found), exact)
+    write_safetensors(tmp_path / "f", {"a": bf16}, dtype="float32")
+    assert np.array_equal(read_safetensors(tmp_path / "f")["a"], exact)
+    half = np.array([1.5, 65504, 6e-8, -0.0], np.float16)
+    write_safetensors(tmp_path / "h", {"a": half})
+    assert read_safetensors(tmp_path / "h")["a"].dtype == np.float16
+    assert widen(read_safetensors(tmp_path / "h")["a"]).tolist() == half.tolist()
+
+
+def test_unaligned(directory):
+    """F32 at an odd byte, as the hub's 124M has it, is copied; what is aligned stays mapped."""
+    path = directory / "model.safetensors"
+    data = path.read_bytes()
+    assert not any(widen(x).flags.owndata for x in read_safetensors(path).values())
+    expected = {name: x.copy() for name, x in flatten(load_model(directory)[2]).items()}
+    n = int.from_bytes(data[:8], "little")
+    path.write_bytes((n + 3).to_bytes(8, "little") + data[8 : 8 + n] + b"   " + data[8 + n :])
+    assert not read_safetensors(path)["transformer.wte.weight"].flags.aligned
+    for name, x in flatten(load_model(directory)[2]).items():
+        assert x.flags.aligned and np.array_equal(x, expected[name])
+
+
+@pytest.mark.parametrize(
+    "header, match",
+    [
+        (b"", "cut off"),
+        (b"[]", "not an object"),
+        (b"{", "damaged JSON"),
+        (b"{} x", "damaged JSON"),
+        (b"[" * 100_000, "damaged JSON"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 1}',
+            "key occurs twice",
+        ),
+        (b'{"a": 3}', "tensor 'a' has no dtype"),
+        (b'{"a": {"dtype": "F32"}}', "tensor 'a' has no"),
+        (b'{"__metadata__": {"a": 1}}', "__metadata__"),
+        (b'{"__metadata__": []}', "__metadata__"),
+        (b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F33'"),
+        (b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype"),
+        (b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}', "damaged shape"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}', "data_offsets"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', "does not fit"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "does not fit"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [0, 1099511627776, 1048576], '
+            b'"data_offsets": [0, 0]}}',
+            "impossible shape",
+        ),
+        (
+            b'{"a": {"dtype": "F32", "shape": [0, 99999999999999, 99999999999999], '
+            b'"data_offsets": [0, 0]}}',
+            "impossible shape",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "hole or overlap"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+            b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "hole or overlap",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}', "cut off"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "4 bytes after the last",
+        ),
+        (b'{"a\\n\xe2\x80\xa8": 3}', "a.n.u2028"),
+        (b"\xff{}", "damaged JSON"),
+    ],
+)
+def test_damaged_header(header, match, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match=match) as error:
+        read_safetensors(path)
+    assert str(error.value).startswith(str(path)) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x02",
+        bytes(8),
+        b"\xff" * 8,
+        b"\xff" * 7 + b"\x7f{}",
+        (1 << 40).to_bytes(8, "little") + b"{}",
+    ],
+)
+def test_header_length_is_bounded(data, tmp_path):
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match="no safetensors file, or cut off"):
+        read_safetensors(tmp_path / "x")
+
+
+def test_any_json_as_header(tmp_path):
+    """hypothesis: whatever JSON a header is, it is read or refused in one line."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st, path = hypothesis.strategies, tmp_path / "x"
+    scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+    entry = st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from([*safetensors.DTYPES, "F8"]),
+            "shape": st.lists(st.integers(0, 9)),
+            "data_offsets": st.lists(st.integers(0, 99), min_size=2, max_size=2),
+        }
+    )
+    anything = st.recursive(scalar, lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+
+    headers = st.dictionaries(st.text(max_size=9), entry | anything)
+
+    @hypothesis.settings(max_examples=FUZZ // 5, deadline=None, database=None)
+    @hypothesis.given(headers, st.binary(max_size=99))
+    def check(content, data):
+        header = json.dumps(content).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+        try:
+            read_safetensors(path)
+        except ValueError as error:
+            assert str(error).startswith(str(path)) and len(str(error).splitlines()) == 1
+
+    check()
+
+
+def test_atomic(directory, monkeypatch):
+    """A disk that is full, or Ctrl-C, while a file is written leaves the one before as it was."""
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left.*model.safetensors"):
+        write_safetensors(directory / "model.safetensors", {"a": np.zeros(3, np.float32)})
+    assert before == {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_writing_takes_tensors_one_by_one(tmp_path, monkeypatch):
+    """At most one of them is held widened at any time."""
+    alive = []
+    widen = safetensors.widen
+
+    def watched(x):
+        assert all(ref() is None for ref in alive), "the one before is still held"
+        wide = widen(x)
+        alive.append(weakref.ref(wide))
+        return wide
+
+    monkeypatch.setattr(safetensors, "widen", watched)
+    tensors = {f"{i}": np.full((30, 40), i, np.float16) for i in range(4)}
+    write_safetensors(tmp_path / "x", tensors, dtype="float32")
+    assert len(alive) == 4

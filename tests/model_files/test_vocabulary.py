@@ -1,0 +1,229 @@
+"""Files of a vocabulary are read as they were meant, or refused by name; saved ones are whole."""
+
+import gc
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+
+from encoder import Encoder, learn_bpe
+from model_files.vocabulary import (
+    BYTE_OF_CHAR,
+    CHAR_OF_BYTE,
+    Vocabulary,
+    check_vocabulary,
+    read_vocabulary,
+    save_vocabulary,
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(small):
+    return small.vocabulary
+
+
+def test_each_byte_has_a_visible_character():
+    assert sorted(CHAR_OF_BYTE) == list(range(256))
+    assert all(BYTE_OF_CHAR[char] == byte for byte, char in CHAR_OF_BYTE.items())
+    assert "".join(CHAR_OF_BYTE[byte] for byte in b" low\n") == "ĠlowĊ"
+    assert "".join(CHAR_OF_BYTE[byte] for byte in "é".encode()) == "Ã©"
+    assert all(char.isprintable() and not char.isspace() for char in BYTE_OF_CHAR)
+
+
+def test_the_released_vocabulary_passes_the_check(shared):
+    """The shortcut for these very files must not hide a fault that the check would find."""
+    check_vocabulary(read_vocabulary(shared / "gpt2-vocab"))
+
+
+def test_the_shortcut_is_for_the_released_files_alone(shared, tmp_path):
+    for name in "vocab.json", "merges.txt":
+        (tmp_path / name).write_bytes((shared / "gpt2-vocab" / name).read_bytes())
+    with open(tmp_path / "merges.txt", "a", encoding="utf-8") as file:
+        file.write("t hq\n")
+    with pytest.raises(ValueError, match="merges.txt: a merge leads nowhere: 'hq'"):
+        read_vocabulary(tmp_path)
+
+
+def test_save_and_read(vocabulary, tmp_path):
+    directory = tmp_path / "new"
+    save_vocabulary(vocabulary, directory)
+    assert sorted(os.listdir(directory)) == ["merges.txt", "vocab.json"]
+    lines = (directory / "merges.txt").read_bytes().decode().split("\n")
+    assert lines[0] == "#version: 0.2" and lines[-1] == ""
+    assert [tuple(line.split(" ")) for line in lines[1:-1]] == vocabulary.merges
+    assert read_vocabulary(str(directory)) == vocabulary == (*vocabulary[:2], {})
+    (directory / "vocab.json").rename(directory / "encoder.json")
+    (directory / "merges.txt").rename(directory / "vocab.bpe")
+    assert read_vocabulary(directory) == vocabulary
+
+
+def test_save_without_merges_and_with_added_tokens(tmp_path):
+    plain = learn_bpe([], 257).vocabulary
+    added = {"<x y>": 257, "<é>": 258, "<é>z": 259}
+    save_vocabulary(Vocabulary(plain.ids, [], added), tmp_path)
+    assert read_vocabulary(tmp_path) == (plain.ids, [], added)
+    save_vocabulary(plain, tmp_path)
+    assert read_vocabulary(tmp_path).added == {}
+
+
+def test_what_vocab_json_has_is_no_added_token(vocabulary, tmp_path):
+    save_vocabulary(vocabulary._replace(added={"<|endoftext|>": 0, "<x>": 280}), tmp_path)
+    assert read_vocabulary(tmp_path).added == {"<x>": 280}
+
+
+def test_save_fails_whole(vocabulary, tmp_path, monkeypatch):
+    (tmp_path / "vocab.json").write_text("old")
+
+    def refuse(source, target):
+        assert json.loads(Path(source).read_text()) == vocabulary.ids
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError):
+        save_vocabulary(vocabulary, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["vocab.json"]
+    assert (tmp_path / "vocab.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("spelled", [str, list])
+def test_tokenizer_json(tmp_path, spelled):
+    file = json.loads((GOLDEN / "encoder_tokenizer.json").read_text(encoding="utf-8"))
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in file["model"]["merges"]]
+    file["model"]["merges"] = pairs if spelled is list else [" ".join(pair) for pair in pairs]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    found = read_vocabulary(tmp_path)
+    assert found.ids == file["model"]["vocab"] and found.merges == [tuple(p) for p in pairs]
+    assert sorted(found.added) == ["<|user|>", "<|user|>:"]
+    golden = json.loads((GOLDEN / "encoder.json").read_text(encoding="utf-8"))
+    for case in golden["added"]:
+        assert Encoder(found).encode(case["text"]) == case["ids"]
+
+
+def test_vocab_json_goes_before_tokenizer_json(vocabulary, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b"{")
+    save_vocabulary(vocabulary, tmp_path)
+    assert read_vocabulary(tmp_path) == vocabulary
+
+
+def change(file, content):
+    return lambda directory: (directory / file).write_bytes(content(directory))
+
+
+def vocab(edit):
+    def content(directory):
+        parsed = json.loads((directory / "vocab.json").read_bytes())
+        edit(parsed)
+        return json.dumps(parsed).encode()
+
+    return change("vocab.json", content)
+
+
+def tokenizer(edit):
+    def apply(directory):
+        file = json.loads((GOLDEN / "encoder_tokenizer.json").read_text(encoding="utf-8"))
+        edit(file)
+        for path in directory.iterdir():
+            path.unlink()
+        (directory / "tokenizer.json").write_text(json.dumps(file))
+
+    return apply
+
+
+def raw(file, data):
+    return change(file, lambda directory: data)
+
+
+def added_line(line):
+    return change("merges.txt", lambda directory: (directory / "merges.txt").read_bytes() + line)
+
+
+FAULTS = {
+    "not JSON": (raw("vocab.json", b"{"), "vocab.json: damaged JSON"),
+    "not UTF-8": (raw("vocab.json", b'{"\xff": 0}'), "vocab.json: damaged JSON"),
+    "a list": (raw("vocab.json", b"[]"), "vocab.json: damaged JSON: not an object"),
+    "deep": (raw("vocab.json", b"[" * 100_000), "vocab.json: damaged JSON"),
+    "a long number": (raw("vocab.json", b'{"a": ' + b"1" * 10_000 + b"}"), "vocab.json"),
+    "twice": (raw("vocab.json", b'{"a": 0, "a": 0}'), "vocab.json: .*a key occurs twice"),
+    "NaN": (vocab(lambda v: v.update(x=float("nan"))), "NaN is no JSON"),
+    "true": (vocab(lambda v: v.update({"!": True})), "an id is not an integer"),
+    "text for an id": (vocab(lambda v: v.update(x="280")), "an id is not an integer"),
+    "a list for an id": (vocab(lambda v: v.update(x=[])), "an id is not an integer"),
+    "hole": (vocab(lambda v: v.update(x=10**9)), "are not 0 to 279, each once"),
+    "same id": (vocab(lambda v: v.update(x=5)), "are not 0 to 279, each once"),
+    "negative id": (vocab(lambda v: v.update(x=-1)), "are not 0 to 279, each once"),
+    "no byte": (vocab(lambda v: v.update(xx=v.pop("!"))), "vocab.json.*byte 33 has no token"),
+    "empty": (raw("vocab.json", b"{}"), "vocab.json.*byte 33 has no token"),
+    "merges not UTF-8": (raw("merges.txt", b"\xff \xff\n"), "merges.txt: 'utf-8' codec"),
+    "three tokens": (added_line(b"t h e\n"), "merges.txt: not two tokens a line"),
+    "no such token": (added_line(b"t hq\n"), "merges.txt: a merge leads nowhere: 'hq'"),
+    "no such result": (added_line(b"q z\n"), "merges.txt: a merge leads nowhere: 'qz'"),
+    "merge twice": (
+        change("merges.txt", lambda directory: b"t h\nt h\n"),
+        "merges.txt: a merge is there twice",
+    ),
+    "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: damaged JSON"),
+    "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "are not 0 to 280, each once"),
+    "no model": (tokenizer(lambda t: t.pop("model")), "tokenizer.json: not a byte-level BPE"),
+    "no merges": (tokenizer(lambda t: t["model"].pop("merges")), "tokenizer.json: not a byte"),
+    "unigram": (tokenizer(lambda t: t["model"].update(vocab=[["a", 0.5]])), "is not an integer"),
+    "odd merge": (tokenizer(lambda t: t["model"]["merges"].append(["t"])), "tokenizer.json: not a"),
+    "odd part": (tokenizer(lambda t: t["model"]["merges"].append(["t", [1]])), "leads nowhere"),
+    "odd added": (tokenizer(lambda t: t["added_tokens"].append("x")), "tokenizer.json: not a byte"),
+    "empty added": (
+        tokenizer(lambda t: t["added_tokens"].append({"content": "", "id": 302})),
+        "tokenizer.json: an added token is empty",
+    ),
+    "other cut": (tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})), "otherwise"),
+    "prefix": (tokenizer(lambda t: t["pre_tokenizer"].update(add_prefix_space=True)), "otherwise"),
+    "normalizer": (tokenizer(lambda t: t.update(normalizer={"type": "NFC"})), "otherwise"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_files_are_named(fault, tmp_path, vocabulary):
+    save_vocabulary(vocabulary, tmp_path)
+    damage, message = FAULTS[fault]
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        read_vocabulary(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert gc.isenabled()
+
+
+def test_mutated_files_load_or_are_named(vocabulary, tmp_path):
+    rng = random.Random(4)
+    save_vocabulary(vocabulary, tmp_path / "pair")
+    (tmp_path / "one").mkdir()
+    file = (GOLDEN / "encoder_tokenizer.json").read_bytes()
+    (tmp_path / "one" / "tokenizer.json").write_bytes(file)
+    paths = [*(tmp_path / "pair").iterdir(), tmp_path / "one" / "tokenizer.json"]
+    refused = 0
+    for _ in range(200):
+        path = rng.choice(paths)
+        good = path.read_bytes()
+        bad = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(len(bad))
+            new = rng.choice([b"", b'"', b"9", b"{", rng.randbytes(1)])
+            bad[at : at + rng.choice([0, 1, 1, 9])] = new
+        path.write_bytes(bad)
+        try:
+            encoder = Encoder(read_vocabulary(path.parent))
+            assert encoder.decode(encoder.encode("the thesis 日本")) == "the thesis 日本"
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+        path.write_bytes(good)
+    assert 50 < refused < 200
+
+
+def test_nothing_there(tmp_path, vocabulary):
+    with pytest.raises(FileNotFoundError, match="no vocab.json with merges.txt"):
+        read_vocabulary(tmp_path)
+    save_vocabulary(vocabulary, tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=str(tmp_path.name)):
+        read_vocabulary(tmp_path)

@@ -1,0 +1,259 @@
+"""The command line as a process: what it prints where, how it ends, what it says when it fails."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import command, greedy, model_options, run
+
+import gpt2
+from model_files.directory import save_model
+
+
+@pytest.fixture
+def complete(models_dir):
+    """gpt2.py with these arguments and the model tiny, or another; -> its process, which is over"""
+
+    def complete(*args, models=models_dir, model="tiny", **options):
+        return run("gpt2.py", *args, *model_options(models, model), **options)
+
+    return complete
+
+
+@pytest.fixture
+def start(models_dir):
+    """gpt2.py as a process that goes on."""
+
+    def start(*args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams):
+        args = command("gpt2.py", *args, *model_options(models_dir))
+        return subprocess.Popen(args, stdout=stdout, stderr=stderr, **streams)
+
+    return start
+
+
+def expected(tiny, prompt, n, **sampling):
+    encoder, hparams, params = tiny
+    ids = gpt2.generate(encoder.encode(prompt), params, hparams, n, **sampling)
+    return encoder.decode(list(ids)).encode()
+
+
+def test_stdout_is_the_continuation_and_nothing_else(complete, tiny):
+    done = complete("low", "--n_tokens_to_generate", "12", "--verbose")
+    assert (done.returncode, done.stdout) == (0, expected(tiny, "low", 12) + b"\n")
+    none = complete("low", "--n_tokens_to_generate", "0")
+    assert (none.returncode, none.stdout, none.stderr) == (0, b"\n", b"")
+    ids = tiny[0].encode("low")
+    assert f"prompt ids     {ids}".encode() in done.stderr
+    assert done.stderr.count(b"/s\n") == 2  # the speeds of prompt and generation
+    assert b" tokens per pass over the model\n" in done.stderr
+    quiet = complete("low", "--n_tokens_to_generate", "12")
+    assert (quiet.stdout, quiet.stderr) == (done.stdout, b"")
+
+
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_prompt_from_a_pipe_loses_one_line_break(args, complete, tiny):
+    done = complete(*args, "--n_tokens_to_generate", "5", stdin=b"slow\n\n")
+    assert done.stdout == expected(tiny, "slow\n", 5) + b"\n"
+
+
+def test_sampling_is_repeated_by_its_seed(complete, tiny):
+    args = "low", "--temperature", "1.5", "--top_k", "50", "--top_p", "0.95", "--seed"
+    first = complete(*args, "3").stdout
+    assert first == complete(*args, "3").stdout != complete(*args, "4").stdout
+    assert first == expected(tiny, "low", 40, temperature=1.5, top_k=50, top_p=0.95, seed=3) + b"\n"
+    assert (
+        complete("low", "--seed", "3").stdout
+        == expected(tiny, "low", 40, temperature=1.0, seed=3) + b"\n"
+    )
+
+
+def test_the_likeliest_token_always_stays(complete, tiny):
+    for odd in (
+        ["--temperature", "1", "--top_p", "0"],
+        ["--temperature", "1e-320"],
+        ["--temperature", "0", "--seed", "0"],
+        ["--top_k", "1"],
+    ):
+        done = complete("low", "--n_tokens_to_generate", "12", *odd)
+        assert (done.stdout, done.stderr) == (expected(tiny, "low", 12) + b"\n", b"")
+
+
+def test_ends_at_end_of_text(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    ids = list(gpt2.generate(encoder.encode("low"), params, {**hparams, "eos_token_id": None}, 20))
+    stop = next(i for n, i in enumerate(ids) if n > 2 and i not in ids[:n])
+    until_stop = encoder.decode(ids[: ids.index(stop)]).encode() + b"\n"
+    save_model(tmp_path / "ends", {**hparams, "eos_token_id": stop}, params, encoder.vocabulary)
+
+    def ends():
+        args = "low", "--n_tokens_to_generate", "20"
+        return complete(*args, models=tmp_path, model="ends").stdout
+
+    assert ends() == until_stop  # what config.json says goes first
+    path = tmp_path / "ends" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["eos_token_id"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert ends() != until_stop
+    path = tmp_path / "ends" / "vocab.json"  # the same ids, but `stop` is <|endoftext|> now
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    spelled = next(token for token, i in vocabulary.items() if i == stop)
+    vocabulary |= {spelled: 0, "<|endoftext|>": stop}
+    path.write_text(json.dumps(vocabulary), encoding="utf-8")
+    assert ends() == until_stop
+
+
+def test_long_texts_say_so_once(complete, tiny):
+    prompt = "".join(map(chr, range(ord("A"), ord("A") + 50)))
+    done = complete(prompt, "--n_tokens_to_generate", "40")
+    assert done.returncode == 0
+    assert b"the prompt has 50 tokens; the model sees the last 32" in done.stderr
+    assert done.stderr.count(b"the window slides") == 1
+    encoder, hparams, params = tiny
+    ids = greedy(encoder.encode(prompt)[-32:], params, hparams, 40)
+    assert done.stdout == encoder.decode(ids).encode() + b"\n"
+    room = 32 - len(encoder.encode("low"))
+    for n, times in (room, 0), (room + 1, 1):  # as much as fits, and one more
+        said = complete("low", "--n_tokens_to_generate", str(n)).stderr
+        assert said.count(b"the window slides") == said.count(b"\n") == times
+
+
+def test_empty_prompt_starts_from_end_of_text(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    ids = list(gpt2.generate([0], params, hparams, 40))
+    assert complete("").stdout == encoder.decode(ids).encode() + b"\n"
+    odd = {**hparams, "eos_token_id": None}
+    save_model(tmp_path / "odd", odd, params, encoder.vocabulary)
+    vocabulary = tmp_path / "odd" / "vocab.json"
+    vocabulary.write_text(vocabulary.read_text().replace("<|endoftext|>", "<|other|>"))
+    done = complete("", models=tmp_path, model="odd")
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert done.stderr.startswith(b"gpt2.py: error: an empty prompt")
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["x", "--n_tokens_to_generate", "-1"], ["n_tokens_to_generate", "-1"]),
+        (["x", "--temperature", "warm"], ["temperature", "invalid number value", "warm"]),
+        (["x", "--temperature", "nan"], ["temperature", "nan"]),
+        (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
+        (["x", "--top_p", "1.5"], ["top_p", "1.5 is not between 0 and 1"]),
+        (["x", "--top_k", "0"], ["top_k", "0 is not at least 1"]),
+        (["x", "--n_tokens", "many"], ["invalid whole number value", "many"]),
+        (["x", "--model_size", "999M"], ["999M", "124M, 355M, 774M, 1558M", "tiny"]),
+        (["x", "--perplexity", "file"], ["perplexity"]),
+    ],
+)
+def test_wrong_usage_is_2(args, words, models_dir):
+    done = run("gpt2.py", "--models_dir", models_dir, *args)
+    assert (done.returncode, done.stdout) == (2, b"")
+    last = done.stderr.decode().strip().split("\n")[-1]
+    assert last.startswith("gpt2.py: error: ") and all(word in last for word in words)
+
+
+def test_what_goes_wrong_is_1_and_one_line(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+
+    def fails(*args, **options):
+        done = complete(*args, **options)
+        lines = done.stderr.decode().split("\n")
+        assert (done.returncode, done.stdout, len(lines)) == (1, b"", 2), done
+        assert lines[0].startswith("gpt2.py: error: ")
+        return lines[0]
+
+    assert "nowhere" in fails("x", model=str(tmp_path / "nowhere"))
+    assert "standard input" in fails("-", stdin=b"\xff\xfe")
+    save_model(tmp_path / "cut", hparams, params, encoder.vocabulary)
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in fails("x", models=tmp_path, model="cut")
+    damaged = {**params, "ln_f": {**params["ln_f"], "b": np.full(16, np.nan, np.float32)}}
+    save_model(tmp_path / "nan", hparams, damaged, encoder.vocabulary)
+    for args in ["x"], ["x", "--seed", "1"]:
+        assert "not finite" in fails(*args, models=tmp_path, model="nan")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX can close a stream before the start")
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_closed_stream_leads_nowhere(stream, models_dir, tiny):
+    done = subprocess.run(
+        command("gpt2.py", "low", "--n_tokens_to_generate", "12", *model_options(models_dir)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        preexec_fn=lambda: os.close(stream),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (expected(tiny, "low", 12) + b"\n" if stream != 1 else b"")
+
+
+ENDLESS = "low", "--n_tokens_to_generate", "100000"  # the most likely ones go round in a cycle
+
+
+def test_closed_pipe_ends_quietly(start):
+    process = start(*ENDLESS)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(60) == 0
+    assert b"rror" not in said and b"Traceback" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupt_is_130(start):
+    # The tests may run in the background, where a shell lets nobody hear the signal.
+    process = start(*ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert 0 < len(process.stdout.read1()) < 4000  # streaming: no buffer has to be full
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("leave", [b"quit\n", b"\x04"])
+def test_loop_on_a_terminal(leave, start, tiny):
+    import pty
+
+    terminal, end = pty.openpty()
+    process = start("--n_tokens_to_generate", "6", stdin=end, stderr=end)
+    os.close(end)
+
+    def wait_for(text):
+        seen, until = b"", time.monotonic() + 30
+        while text not in seen and time.monotonic() < until:
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 1000)
+        assert text in seen
+
+    for prompt in "low", "slow":
+        wait_for(b">> ")
+        os.write(terminal, prompt.encode() + b"\n")
+        line = expected(tiny, prompt, 6) + b"\n"
+        assert process.stdout.read(len(line)) == line
+    wait_for(b">> ")
+    os.write(terminal, leave)
+    assert process.wait(30) == 0
+    assert process.stdout.read() == b""
+    os.close(terminal)
+
+
+def test_help_names_every_option(complete):
+    done = complete("--help")
+    assert done.returncode == 0
+    for option in (
+        "n_tokens_to_generate",
+        "model_size",
+        "models_dir",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "verbose",
+    ):
+        assert f"--{option}".encode() in done.stdout

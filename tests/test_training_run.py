@@ -1,0 +1,284 @@
+"""A run on the disk: how it begins, is kept, goes on after a kill, and ends."""
+
+import math
+import os
+import random
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import NOISY, SMALL, curve, run_train, train_command
+
+import train
+import training_run
+from model_files.checkpoint import read_checkpoint
+from model_files.directory import load_model
+from model_files.parameters import flatten
+from training_run import end_run, init_params, open_run
+
+
+def settings(*args):
+    """The options of train.py as it hands them to a run."""
+    args, options = [*map(str, args)], train.parser()
+    return train.settle(options, options.parse_args(args), args)
+
+
+def whole(directory):
+    """The files in a directory, but for what a kill has left half written."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix != ".tmp"}
+
+
+# A beginning
+
+
+def test_initial_parameters_are_those_of_gpt2():
+    hparams = {"n_vocab": 300, "n_ctx": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    params = init_params(hparams, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    for name, x in flatten(params).items():  # in this order, so that a seed stands for one model
+        assert x.dtype == np.float32
+        if x.ndim == 2:
+            std = 0.02 / math.sqrt(6) if "c_proj" in name else 0.02
+            assert np.array_equal(x, rng.standard_normal(x.shape, np.float32) * np.float32(std))
+            assert x.std() == pytest.approx(std, rel=0.1), name
+        else:
+            assert (x == (".ln_" in f".{name}" and name.endswith("weight"))).all(), name
+    assert [*params] == ["wte", "wpe", "blocks", "ln_f"] and len(params["blocks"]) == 3
+
+
+def test_a_run_begins_with_the_text_as_ids(text, tmp_path):
+    args = settings(text, "--out", tmp_path / "out", *NOISY)
+    run = open_run(args)
+    record, encoder = run.record, run.encoder
+    assert sorted(whole(tmp_path / "out" / "training")) == [
+        "checkpoint.safetensors",
+        "merges.txt",
+        "tokens.bin",
+        "vocab.json",
+    ]
+    train_ids, val_ids = run.read_ids()
+    assert (len(train_ids), len(val_ids)) == (
+        record["n_noisy"] + record["n_train"],
+        record["n_val"],
+    )
+    content, n_train = text.read_bytes(), record["n_train"]
+    cut = int(len(content) * 0.9)
+    assert val_ids.tolist() == encoder.encode_bytes(content[cut:])
+    assert train_ids[-n_train:].tolist() == encoder.encode_bytes(content[:cut])
+    assert encoder.decode_bytes(train_ids.tolist()) == content[:cut] * 16
+    assert run.hparams == {
+        "n_vocab": encoder.n_vocab,
+        "n_ctx": 16,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_layer": 1,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_id": encoder.eot,
+    }
+    assert (record["step"], record["seconds"], record["best"], record["log"]) == (
+        0,
+        0,
+        math.inf,
+        [],
+    )
+    initial = flatten(init_params(run.hparams, np.random.default_rng(0)))
+    for name, x in flatten(run.optimizer.params).items():
+        assert np.array_equal(x, initial[name])
+    assert len(run.optimizer.g) == 2 and run.optimizer.by_muon and run.optimizer.decay == 0.1
+    for words in "parameters", f"{n_train:,} tokens to train on", f"{len(val_ids):,} to validate":
+        assert words in run.describe()
+
+
+def test_a_run_may_start_from_another_model(unbroken, text, tmp_path):
+    args = settings(text, "--out", tmp_path / "out", "--init_from", unbroken[0], "--n_ctx", "8")
+    run = open_run(args)
+    vocabulary, hparams, params = load_model(unbroken[0])
+    assert run.encoder.vocabulary == vocabulary and run.hparams == hparams
+    expected = flatten(params)
+    assert all(np.array_equal(x, expected[n]) for n, x in flatten(run.optimizer.params).items())
+    assert sorted(whole(tmp_path / "out" / "training")) == ["checkpoint.safetensors", "tokens.bin"]
+    again = text, "--out", tmp_path / "out", "--overwrite", "--init_from", unbroken[0], "--n_ctx"
+    with pytest.raises(ValueError, match="has a context of 16 tokens: --n_ctx 17 is more"):
+        open_run(settings(*again, "17"))
+    assert open_run(settings(*again, "16")).hparams["n_ctx"] == 16
+
+
+def test_a_text_that_is_too_short_leaves_nothing(tmp_path):
+    (tmp_path / "short").write_text("to be or not to be" * 2)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="short: too short: .* a sequence takes 17"):
+        open_run(settings(tmp_path / "short", "--out", out, *SMALL, "--vocab_size", "270"))
+    assert whole(out / "training") == {}
+    (tmp_path / "bytes").write_text("to be or not to be, to")  # 22 of them, each a token
+    args = tmp_path / "bytes", "--out", out, *SMALL, "--vocab_size", "257", "--val_fraction"
+    with pytest.raises(ValueError, match="bytes: too short: 16 tokens to train on, 6 to validate"):
+        open_run(settings(*args, "0.25"))
+    assert open_run(settings(*args, "0.2")).record["n_train"] == 17
+    with pytest.raises(ValueError, match="bytes: too short: 21 tokens to train on, 1 to validate"):
+        open_run(settings(*args, "0.04", "--overwrite"))
+
+
+# What is kept
+
+
+@pytest.fixture
+def opened(text, tmp_path):
+    """-> a run, and the arguments that open it"""
+    args = text, "--out", tmp_path / "out", *SMALL
+    return open_run(settings(*args)), args
+
+
+def test_a_checkpoint_brings_back_all_of_a_run(opened):
+    run, args = opened
+    rng = np.random.default_rng(0)
+    for name in "wmv":
+        getattr(run.optimizer, name)[...] = rng.standard_normal(run.optimizer.w.shape)
+    run.record.update(step=7, seconds=1.5, best=2.5, log=[[7, 1.5, 3.0, 2.5]])
+    run.save_checkpoint()
+    again = open_run(settings(*args, "--resume"))
+    for name in "wmv":
+        assert np.array_equal(getattr(again.optimizer, name), getattr(run.optimizer, name))
+    assert again.record == run.record and again.hparams == run.hparams
+    assert again.encoder.vocabulary == run.encoder.vocabulary
+    alone = settings("--out", args[2], "--resume", "--iterations", "99")  # the rest is known
+    assert vars(alone) == {**vars(settings(*args, "--resume")), "iterations": 99}
+    assert open_run(alone).record["settings"]["iterations"] == 99
+
+
+def test_the_best_model_so_far_is_kept_and_every_row_of_the_log(opened):
+    run, _ = opened
+    for step, val_loss, kept in (1, 5.0, 5.0), (2, 4.0, 4.0), (3, 4.5, 4.0), (4, 3.0, 3.0):
+        run.record.update(step=step, seconds=step / 4)
+        run.optimizer.w[...] = val_loss
+        run.log(6.0, val_loss)
+        run.save(val_loss, "float32")
+        vocabulary, hparams, params = load_model(run.out)
+        assert vocabulary == run.encoder.vocabulary and hparams.items() >= run.hparams.items()
+        assert all((x == kept).all() for x in flatten(params).values())
+        saved, record = read_checkpoint(run.out)
+        assert (saved["w"] == val_loss).all() and record["best"] == kept
+    assert (run.out / "log.csv").read_text().splitlines() == [
+        "step,seconds,loss,validation_loss",
+        "1,0.2,6.000000,5.000000",
+        "2,0.5,6.000000,4.000000",
+        "3,0.8,6.000000,4.500000",
+        "4,1.0,6.000000,3.000000",
+    ]
+
+
+def test_what_a_run_depends_on_must_stay_the_same(opened, tmp_path):
+    _, args = opened
+    (tmp_path / "other").write_text("text")
+    for change, word in (
+        (["--lowercase"], "lowercase"),
+        (["--stopwords", tmp_path / "other"], "stopwords"),
+        (["--val_fraction", "0.2"], "val_fraction"),
+        (["--merge_dropout", "0.1"], "merge_dropout"),
+        (["--dtype", "float16"], "dtype"),
+        (["--seed", "1"], "seed"),
+        (["--optimizer", "adamw"], "optimizer"),
+        (["--n_layer", "2"], "n_layer"),
+        (["--n_head", "4"], "n_head"),
+        (["--n_embd", "32"], "n_embd"),
+        (["--n_ctx", "8"], "n_ctx"),
+        (["--vocab_size", "301"], "vocab_size"),
+    ):
+        with pytest.raises(ValueError, match=f"--resume needs the same {word} as before"):
+            open_run(settings(*args, "--resume", *change))
+    with pytest.raises(ValueError, match="needs the same text as before"):
+        open_run(settings(tmp_path / "other", *args[1:], "--resume"))
+    for change in ["--dropout", "0.3"], ["--learning_rate", "1"], ["--batch_size", "2"]:
+        open_run(settings(*args, "--resume", *change))
+
+
+def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_path, monkeypatch):
+    run, args = opened
+    with pytest.raises(ValueError, match="holds an unfinished run: --resume it or --overwrite it"):
+        open_run(settings(*args))
+    run.record["step"] = 7
+    run.save_checkpoint()
+    assert open_run(settings(*args, "--overwrite")).record["step"] == 0
+    with pytest.raises(ValueError, match="holds a model: give another --out, or --overwrite"):
+        open_run(settings(text, "--out", unbroken[0], *SMALL))
+    assert open_run(settings(text, "--out", tmp_path / "new", *SMALL, "--resume"))  # nothing there
+    monkeypatch.setattr(training_run, "init_params", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # the text is replaced: what was trained on it goes, too
+        open_run(settings(*args, "--overwrite"))
+    assert "checkpoint.safetensors" not in whole(run.out / "training")
+
+
+def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
+    run, _ = opened
+    _, val_ids = run.read_ids()
+    expected = val_ids.tolist()
+    work = run.out / "training"
+    (work / "notes").write_text("of somebody else")
+    assert end_run(run.out, run.encoder).tolist() == expected
+    assert [path.name for path in work.iterdir()] == ["notes"]
+
+
+def test_ids_of_another_length_are_refused(opened):
+    run, _ = opened
+    path = training_run.ids_path(run.out)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="tokens.bin: damaged: --overwrite starts anew"):
+        run.read_ids()
+
+
+# A run that is killed
+
+
+def wait_until(seen):
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not seen():
+        time.sleep(0.002)
+
+
+def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
+    rng, out = random.Random(int(os.environ.get("GPT2_SEED", 0))), tmp_path / "killed"
+    args = [text, "--out", out, *NOISY]
+    resumed_at = []
+    for rows in 1, 2, 4:  # evaluations to wait for, and a moment more
+        process = subprocess.Popen(train_command(*args), stdout=subprocess.DEVNULL)
+        wait_until(lambda rows=rows: (out / "log.csv").exists() and len(curve(out)) > rows)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        resumed_at.append(len(curve(out)) - 1)
+        args = ["--out", out, "--resume"]  # the rest comes from the run
+    assert 1 <= resumed_at[0] < 5  # there was something to resume, and something left to do
+    done = run_train(*args)
+    assert done.returncode == 0 or "no unfinished run" in done.stderr  # killed after its end
+    assert curve(out) == curve(unbroken[0])
+    weights = "model.safetensors"
+    assert (out / weights).read_bytes() == (unbroken[0] / weights).read_bytes()
+
+
+def test_an_unfinished_run_is_guarded(text, tmp_path):
+    out = tmp_path / "out"
+    work = out / "training"
+    process = subprocess.Popen(
+        train_command(text, "--out", out, *SMALL, "--iterations", "100000"),
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until((out / "log.csv").exists)
+    process.kill()
+    process.wait()
+    files = whole(work)
+    for args, word in (
+        ([text, "--out", out, *SMALL], "unfinished run"),
+        ([text, "--out", out, "--resume", "--optimizer", "adamw"], "optimizer"),
+        ([text, "--out", out, "--resume", "--seed", "5"], "seed"),
+        ([tmp_path / "missing", "--out", out, *SMALL, "--overwrite"], "missing"),
+    ):
+        done = run_train(*args)
+        assert done.returncode == 1 and word in done.stderr and done.stderr.count("\n") == 1
+        assert files == whole(work)
+    for name in "tokens.bin", "checkpoint.safetensors":
+        (work / name).write_bytes(files[name][:-8])
+        done = run_train("--out", out, "--resume")
+        assert done.returncode == 1 and name in done.stderr and done.stderr.count("\n") == 1
+        (work / name).write_bytes(files[name])
+    done = run_train("--out", out, "--resume", "--iterations", "20")  # given again: done by now
+    assert done.returncode == 0 and not work.exists()
