@@ -64,10 +64,8 @@ def sampling_options(parser):
 
 
 def sampling(args):
-    """-> the keywords of gpt2.choose that the options name."""
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    given = {name: value for name, value in given.items() if value is not None}
-    return {"temperature": 0.0 if given == {} and args.seed is None else 1.0, **given}
+    """-> the options of gpt2.Sampler."""
+    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def number(kind, low, high=math.inf):

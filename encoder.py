@@ -164,14 +164,15 @@ class Memory(dict):
 
 
 class Encoder:
-    """A vocabulary at work. eot: the id of <|endoftext|>, or None; n_vocab: number of ids."""
+    """A vocabulary at work. eot: the id of <|endoftext|>, or None; n_vocab: number of ids, which
+    may be more than there are tokens: models are padded to a round number."""
 
-    def __init__(self, vocabulary):
+    def __init__(self, vocabulary, n_vocab=None):
         self.vocabulary = vocabulary
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
         id_of = {**vocabulary.ids, **vocabulary.added}
         self.token_of_id = dict(zip(id_of.values(), id_of, strict=True))
-        self.n_vocab = len(id_of)
+        self.n_vocab = n_vocab or len(id_of)
         self.eot = id_of.get(END_OF_TEXT)
         self.ids_of_word, self.bytes_of_id = Memory(self._ids_of_word), Memory(self._bytes_of_id)
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
@@ -197,7 +198,7 @@ class Encoder:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids):
-        """The bytes of ids; ValueError for an id that the vocabulary does not have."""
+        """The bytes of ids, none for one that only pads; ValueError for an id beyond n_vocab."""
         return b"".join(map(self.bytes_of_id.__getitem__, ids))
 
     def decode_stream(self, ids):
@@ -221,9 +222,9 @@ class Encoder:
         return tuple(self.vocabulary.ids[token] for token in merge(tokens, self.rank))
 
     def _bytes_of_id(self, id_):
-        token = self.token_of_id.get(id_)
-        if token is None:
-            raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} tokens")
+        if not 0 <= id_ < self.n_vocab:
+            raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} ids")
+        token = self.token_of_id.get(id_, "")
         if token in self.vocabulary.added or not BYTE_OF_CHAR.keys() >= set(token):
             return token.encode("utf-8", "surrogatepass")
         return bytes(BYTE_OF_CHAR[char] for char in token)

@@ -27,6 +27,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 import argparse
 import math
+import numbers
 import re
 import sys
 import time
@@ -175,15 +176,15 @@ def new_cache(n, n_layer, n_head, n_embd, **others):  # -> [n_layer, 2, h, n, d]
 # ================================================================================================
 
 
-def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):  # [n_vocab] -> [n_vocab], float64
-    """The distribution that sampling draws from, the steps in this order.
+def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  # [n_vocab] -> [n_vocab]
+    """The distribution that sampling draws from, in float64; the steps in this order.
 
     softmax(logits / temperature); the top_k most likely tokens (and those equal to the last of
-    them), 0: all; of these the fewest that have together top_p (Holtzman et al. 2020).
+    them); of these the fewest that have together top_p (Holtzman et al. 2020).
     """
     with np.errstate(over="ignore"):  # to -inf, at a temperature near 0
         logits = (logits.astype(np.float64) - logits.max()) / temperature
-    if 0 < top_k < len(logits):
+    if top_k is not None and top_k < len(logits):
         logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf
     p = softmax(logits)
     if top_p < 1:
@@ -195,15 +196,42 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):  # [n_vocab] -> 
     return p
 
 
-def choose(logits, rng, temperature=0.0, top_k=0, top_p=1.0):  # [n_vocab] -> id
-    """The most likely token at temperature 0, else one drawn with one random number."""
-    best = int(logits.argmax())
-    if not math.isfinite(logits[best]):  # argmax finds a NaN, too
-        raise ValueError("the model's logits are not finite: its weights are damaged")
-    if temperature == 0:
-        return best
-    total = np.cumsum(probabilities(logits, temperature, top_k, top_p))
-    return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+class Sampler:
+    """How the next token is chosen: the most likely one, or one drawn at random.
+
+    temperature: 0 is the most likely token. Left out it is 0, but 1 where top_k, top_p or a seed
+    ask for a draw. seed: the same one draws the same tokens again; left out, any.
+    """
+
+    def __init__(self, temperature=None, top_k=None, top_p=None, seed=None):
+        if temperature is None:
+            temperature = 0.0 if top_k is top_p is seed is None else 1.0
+        check("temperature", temperature, 0)
+        check("top_k", 1 if top_k is None else top_k, 1, kind=numbers.Integral)
+        check("top_p", 1.0 if top_p is None else top_p, 0, 1)
+        check("seed", seed or 0, 0, kind=numbers.Integral)
+        self.temperature, self.cut = temperature, {"top_k": top_k}
+        self.cut["top_p"] = 1.0 if top_p is None else top_p
+        self.rng = np.random.default_rng(seed) if temperature > 0 else None
+
+    def choose(self, logits):  # [n_vocab] -> id
+        """A draw takes one random number, so that drafts change no text."""
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):  # argmax finds a NaN, too
+            raise ValueError("the model's logits are not finite: its weights are damaged")
+        if self.temperature == 0:
+            return best
+        total = np.cumsum(probabilities(logits, self.temperature, **self.cut))
+        return int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
+
+
+def check(name, value, low, high=math.inf, kind=numbers.Real):
+    """ValueError unless the value is a number from low to high."""
+    if isinstance(value, kind) and low <= value <= high and value != math.inf:
+        return
+    what = "a whole number" if kind is numbers.Integral else "a number"
+    upper = "" if high == math.inf else f" to {high}"
+    raise ValueError(f"{name} is {value!r}, and has to be {what} from {low}{upper}")
 
 
 # ================================================================================================
@@ -211,29 +239,42 @@ def choose(logits, rng, temperature=0.0, top_k=0, top_p=1.0):  # [n_vocab] -> id
 # ================================================================================================
 
 
-def generate(inputs, params, hparams, n_tokens, seed=None, drafts=None, **sampling):
+def generate(inputs, params, hparams, n_tokens, drafts=None, **sampling):
     """Iterator of up to n_tokens ids that continue the inputs; ends before the end of text.
 
-    sampling: temperature, top_k, top_p as in choose; the same seed gives the same tokens.
-    drafts: a Drafts, to look at its counts or to change its rules. A draft changes the time and not
-    the tokens: each position's token is chosen from the model's own logits, until a choice differs
-    from the draft (Leviathan et al. 2023).
+    inputs: ids; without any the end of text comes first, as between two texts. sampling: options of
+    Sampler. drafts: a Drafts, to look at its counts or to change its rules. A draft changes the
+    time and not the tokens: each is chosen from the model's own logits, until one differs from the
+    draft (Leviathan et al. 2023).
     """
-    ids, end = list(inputs), len(inputs) + n_tokens
-    rng = np.random.default_rng(seed)
+    ids, sampler = checked(inputs, params, hparams), Sampler(**sampling)
+    check("n_tokens", n_tokens, 0, kind=numbers.Integral)
+    end = len(ids) + n_tokens
     window, drafts = Window(params, hparams, end), drafts or Drafts()
     while len(ids) < end:
         guess = drafts.guess(ids, min(end - len(ids) - 1, window.room(ids)))
         n_before = len(ids)
         for logits, guessed in zip_longest(window.logits(ids, guess), guess):
-            id_ = choose(logits, rng, **sampling)
-            if id_ == hparams["eos_token_id"]:
+            id_ = sampler.choose(logits)
+            if id_ in hparams["eos_token_ids"]:
                 return
             ids.append(id_)
             yield id_
             if id_ != guessed:
                 break
         drafts.judge(guess, n_right=len(ids) - n_before - 1)
+
+
+def checked(inputs, params, hparams):
+    """-> the inputs as a list of ids that the model has, at least one."""
+    if not isinstance(hparams, dict):
+        raise ValueError(f"hparams is {hparams!r}, and has to be the dict that loading returns")
+    ids = list(inputs) or list(hparams["eos_token_ids"][:1])
+    if not ids:
+        raise ValueError("there is nothing to continue, and no end of text to begin with")
+    for id_ in ids:
+        check("an id", id_, 0, len(params["wte"]) - 1, numbers.Integral)
+    return ids
 
 
 class Window:
@@ -397,10 +438,10 @@ def prompts(args):
 
 def prompt_ids(prompt, encoder, hparams):
     """The ids of a prompt, at least one of them and as many as the model sees."""
-    n_ctx, eos = hparams["n_ctx"], hparams["eos_token_id"]
-    ids = encoder.encode(prompt) or [eos]
-    if ids == [None]:
-        raise ValueError("an empty prompt needs a model with <|endoftext|>: give a prompt")
+    n_ctx = hparams["n_ctx"]
+    ids = encoder.encode(prompt) or hparams["eos_token_ids"][:1]
+    if not ids:
+        raise ValueError("an empty prompt needs a model with an end of text: give a prompt")
     if len(ids) > n_ctx:
         command.say(f"gpt2.py: the prompt has {len(ids)} tokens; the model sees the last {n_ctx}")
     return ids[-n_ctx:]
@@ -409,10 +450,10 @@ def prompt_ids(prompt, encoder, hparams):
 def complete(inputs, encoder, hparams, params, args):
     """Print what follows the inputs; -> its ids, the time of the start and of each id, Drafts."""
     ids, times, drafts = [], [time.perf_counter()], Drafts()
-    n, sampling = args.n_tokens_to_generate, command.sampling(args)
+    n = args.n_tokens_to_generate
 
     def watched():
-        for id_ in generate(inputs, params, hparams, n, args.seed, drafts, **sampling):
+        for id_ in generate(inputs, params, hparams, n, drafts, **command.sampling(args)):
             ids.append(id_)
             times.append(time.perf_counter())
             if len(inputs) + len(ids) == hparams["n_ctx"] + 1:

@@ -80,7 +80,7 @@ def generate(inputs, params, hparams, n_tokens):  # ids -> the ids that follow
     for _ in range(n_tokens):
         logits = gpt2(ids, **params, n_head=n_head, eps=eps)  # all anew: gpt2.py knows better
         ids.append(int(logits[-1].argmax()))
-        if ids[-1] == hparams["eos_token_id"]:
+        if ids[-1] in hparams["eos_token_ids"]:
             break
         yield ids[-1]
 

@@ -94,7 +94,7 @@ def open_run(args):
     if not args.init_from:
         encoder = encoder or get_encoder(ids_path(args.out).parent)
         hparams = {name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}
-        hparams |= {"n_vocab": encoder.n_vocab, "eos_token_id": encoder.eot}
+        hparams |= {"n_vocab": encoder.n_vocab, "eos_token_ids": [encoder.eot]}
         hparams["layer_norm_epsilon"] = 1e-5
         params = init_params(hparams, np.random.default_rng(args.seed))
     others = "out", "resume", "overwrite", "plot"

@@ -29,13 +29,13 @@ class UnknownModel(ValueError):
 
 def load_encoder_hparams_and_params(model_size, models_dir):
     """-> a model, by its name: an Encoder; hparams, a dict of what is no array (n_vocab, n_ctx,
-    n_embd, n_head, n_layer, n_inner, layer_norm_epsilon, eos_token_id); params, the arrays, a tree
+    n_embd, n_head, n_layer, n_inner, layer_norm_epsilon, eos_token_ids); params, the arrays, a tree
     of float32 whose keys are the arguments of the functions in gpt2.py.
 
     ValueError (bad content, unknown name) or OSError (not to be read or fetched), in one line.
     """
     vocabulary, hparams, params = load_model(find_model(model_size, Path(models_dir)))
-    return Encoder(vocabulary), hparams, params
+    return Encoder(vocabulary, hparams["n_vocab"]), hparams, params
 
 
 def find_model(name, models_dir):

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py as 
 def hparams_of(size):
     n_layer, n_head, n_embd = SIZES[size]
     shape = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": n_embd, "n_head": n_head}
-    return {**shape, "n_layer": n_layer, "layer_norm_epsilon": 1e-5, "eos_token_id": 50256}
+    return {**shape, "n_layer": n_layer, "layer_norm_epsilon": 1e-5, "eos_token_ids": [50256]}
 
 
 def matrices(params):

@@ -126,8 +126,8 @@ def write_gguf(path, hparams, params, vocabulary, kind):
     writer.add_token_list(tokens)
     writer.add_token_types([control if token == END_OF_TEXT else plain for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
-    writer.add_bos_token_id(hparams["eos_token_id"])
-    writer.add_eos_token_id(hparams["eos_token_id"])
+    writer.add_bos_token_id(hparams["eos_token_ids"][0])
+    writer.add_eos_token_id(hparams["eos_token_ids"][0])
     for name, x in flatten(params).items():  # h.0.attn.c_attn.weight -> blk.0.attn_qkv.weight
         block, module, leaf = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(\w+)", name).groups()
         name = (f"blk.{block}." if block else "") + f"{names[module]}.{leaf}"
@@ -150,7 +150,7 @@ def numpy_method(directory, options):
     from utils import load_encoder_hparams_and_params
 
     _, hparams, params = load_encoder_hparams_and_params(directory, "")
-    hparams["eos_token_id"] = None  # the text goes on
+    hparams["eos_token_ids"] = []  # the text goes on
     model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
 
     def generate(ids, n):

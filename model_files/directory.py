@@ -16,9 +16,7 @@ from model_files.parameters import flatten, nest, parameter_shapes
 from model_files.safetensors import BF16, read_safetensors, widen, write_safetensors
 from model_files.vocabulary import END_OF_TEXT, read_vocabulary, save_vocabulary
 
-# Keys absent from config.json take transformers' defaults, but for eos_token_id, which is looked up
-# in the vocabulary.
-DEFAULTS = {
+DEFAULTS = {  # of keys that are absent from config.json: transformers'
     "vocab_size": 50257,
     "n_positions": 1024,
     "n_embd": 768,
@@ -26,7 +24,6 @@ DEFAULTS = {
     "n_layer": 12,
     "n_inner": None,
     "layer_norm_epsilon": 1e-5,
-    "eos_token_id": None,
     "tie_word_embeddings": True,
 }
 ARCHITECTURE = {  # any other value is another model; the first one is the default
@@ -68,12 +65,14 @@ def read_model(directory):
     prefix = bundle_prefix(directory)
     if whole.is_file() or index.is_file():
         config = read_config(directory / "config.json")
+        ends = read_ends(directory)
         tensors = read_safetensors(whole) if whole.is_file() else read_shards(index)
         tensors = strip_names(directory, tensors, config["tie_word_embeddings"])
     elif prefix:
         from model_files.tensor_bundle import read_tensor_bundle  # few directories need it
 
         config = read_config(directory / "hparams.json")
+        ends = [vocabulary.ids[END_OF_TEXT]] if END_OF_TEXT in vocabulary.ids else []
         tensors = from_openai(read_tensor_bundle(prefix))
     elif (directory / "pytorch_model.bin").is_file():
         raise ValueError(
@@ -85,7 +84,7 @@ def read_model(directory):
             f"{directory} holds no model: neither model.safetensors nor "
             "OpenAI's model.ckpt.index and its data"
         )
-    hparams = hparams_of(config, vocabulary)
+    hparams = hparams_of(config, ends)
     if (n_tokens := len(vocabulary.ids) + len(vocabulary.added)) > hparams["n_vocab"]:
         raise ValueError(
             f"{directory}: the vocabulary has {n_tokens} tokens, the model {hparams['n_vocab']}"
@@ -110,24 +109,32 @@ def read_config(path):
             raise ValueError(f"{path}: {name} is {config[name]!r:.40}, not a positive whole number")
     if config["n_embd"] % config["n_head"]:
         raise ValueError(f"{path}: n_embd {config['n_embd']} is not divisible by n_head")
-    eps, eos = config["layer_norm_epsilon"], config["eos_token_id"]
+    eps = config["layer_norm_epsilon"]
     if type(eps) not in (int, float) or not 0 < eps < 1:
         raise ValueError(f"{path}: layer_norm_epsilon is {eps!r:.40}, not between 0 and 1")
-    if type(eos) is not int or not 0 <= eos < config["vocab_size"]:
-        config["eos_token_id"] = None
     return config
 
 
-def hparams_of(config, vocabulary):
+def read_ends(directory):
+    """-> the ids that end a text, as transformers finds them: generation_config.json has the say
+    where there is one, else config.json."""
+    path = directory / "generation_config.json"
+    path = path if path.is_file() else directory / "config.json"
+    found = read_json(path).get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if set(map(type, ends)) - {int}:
+        raise ValueError(f"{path}: eos_token_id is {found!r:.40}, neither an id nor a list of ids")
+    return ends
+
+
+def hparams_of(config, ends):
     """config.json's values by the names that OpenAI gave them: what the functions here take."""
-    eos = config["eos_token_id"]
-    end_of_text = vocabulary.ids.get(END_OF_TEXT, vocabulary.added.get(END_OF_TEXT))
     return {
         "n_vocab": config["vocab_size"],
         "n_ctx": config["n_positions"],
         **{name: config[name] for name in ("n_embd", "n_head", "n_layer", "n_inner")},
         "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
-        "eos_token_id": end_of_text if eos is None else eos,
+        "eos_token_ids": [id_ for id_ in ends if 0 <= id_ < config["vocab_size"]],
     }
 
 
@@ -215,13 +222,14 @@ def save_model(directory, hparams, params, vocabulary, dtype="float32"):
         write_weights(new, flatten(params), dtype)
         save_vocabulary(vocabulary, directory)
         write_config(directory, hparams, dtype)
+        (directory / "generation_config.json").unlink(missing_ok=True)  # of a model before
         os.replace(new, directory / "model.safetensors")
     finally:
         new.unlink(missing_ok=True)
 
 
 def write_config(directory, hparams, dtype="float32"):
-    n_embd, n_inner = hparams["n_embd"], hparams.get("n_inner")
+    n_embd, n_inner, ends = hparams["n_embd"], hparams.get("n_inner"), hparams["eos_token_ids"]
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "dtype": dtype,
@@ -232,8 +240,8 @@ def write_config(directory, hparams, dtype="float32"):
         "n_inner": None if n_inner == 4 * n_embd else n_inner,
         "layer_norm_epsilon": hparams["layer_norm_epsilon"],
         "tie_word_embeddings": True,
-        "bos_token_id": hparams["eos_token_id"],
-        "eos_token_id": hparams["eos_token_id"],
+        "bos_token_id": ends[0] if ends else None,
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
     }
     with write_atomic(directory / "config.json") as file:
         file.write(json.dumps(config, indent=2).encode() + b"\n")

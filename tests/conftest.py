@@ -33,7 +33,7 @@ TINY = {
     "n_ctx": 48,
     "n_vocab": 101,
     "layer_norm_epsilon": 0.01,
-    "eos_token_id": None,
+    "eos_token_ids": [],
 }
 N_HEAD, EPS, N_VOCAB = TINY["n_head"], TINY["layer_norm_epsilon"], TINY["n_vocab"]
 LONG = 2 * gpt2.N_QUERIES + 50  # a text whose attention is computed in three pieces
@@ -44,7 +44,7 @@ FULL = {
     "n_ctx": 1024,
     "n_vocab": 50257,
     "layer_norm_epsilon": 1e-5,
-    "eos_token_id": 50256,
+    "eos_token_ids": [50256],
 }
 LETTERS = {  # of the model that the commands load
     "n_layer": 2,
@@ -53,7 +53,7 @@ LETTERS = {  # of the model that the commands load
     "n_ctx": 32,
     "n_vocab": 260,
     "layer_norm_epsilon": 1e-5,
-    "eos_token_id": 0,
+    "eos_token_ids": [0],
 }
 
 
@@ -144,7 +144,7 @@ def greedy(ids, params, hparams, n):
         seen = ids[gpt2.window_start(len(ids), hparams["n_ctx"]) :]
         logits = gpt2_pico.gpt2(seen, **params, n_head=hparams["n_head"], eps=eps)
         ids.append(int(logits[-1].argmax()))
-        if ids[-1] == hparams["eos_token_id"]:
+        if ids[-1] in hparams["eos_token_ids"]:
             return ids[n_inputs:-1]
     return ids[n_inputs:]
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 import command
+import gpt2
 
 
 def test_a_number_is_of_its_kind_and_in_its_range():
@@ -29,21 +30,12 @@ def test_a_number_is_of_its_kind_and_in_its_range():
             parse(text)
 
 
-@pytest.mark.parametrize(
-    "options, keywords",
-    [
-        ("", {"temperature": 0.0}),
-        ("--seed 0", {"temperature": 1.0}),
-        ("--top_k 4", {"temperature": 1.0, "top_k": 4}),
-        ("--top_p 0", {"temperature": 1.0, "top_p": 0.0}),
-        ("--temperature 0 --seed 1", {"temperature": 0.0}),
-        ("--temperature 0.7 --top_p 0.9", {"temperature": 0.7, "top_p": 0.9}),
-    ],
-)
-def test_sampling_is_bolder_once_anything_asks_for_it(options, keywords):
+def test_options_of_sampling_are_those_of_the_sampler():
     parser = argparse.ArgumentParser()
     command.sampling_options(parser)
-    assert command.sampling(parser.parse_args(options.split())) == keywords
+    for options, temperature in ("", 0), ("--seed 0", 1), ("--top_p 0", 1), ("--temperature 0", 0):
+        args = parser.parse_args(options.split())
+        assert gpt2.Sampler(**command.sampling(args)).temperature == temperature
 
 
 def test_a_blas_gets_one_thread_unless_the_environment_says_otherwise():

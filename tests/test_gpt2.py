@@ -68,7 +68,7 @@ def test_logits_are_those_of_transformers():
 def test_124M_logits_and_200_greedy_tokens_are_those_of_transformers(name, scales):
     golden = np.load(GOLDEN / f"model_124M_{name}.npz")
     params = initial_params(int(golden["seed"]), FULL, **scales)
-    ids, hparams = golden["ids"], {**FULL, "eos_token_id": None}
+    ids, hparams = golden["ids"], {**FULL, "eos_token_ids": []}
     logits = gpt2.gpt2(ids, **params, n_head=FULL["n_head"], eps=FULL["layer_norm_epsilon"])
     assert logits.shape == (len(ids), FULL["n_vocab"])
     np.testing.assert_allclose(
@@ -217,13 +217,64 @@ def test_choice_inverts_the_distribution():
         def random(self):
             return self.value
 
-    logits, rng = np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32)), Fixed()
+    logits, sampler = np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32)), gpt2.Sampler(1.0)
+    sampler.rng = rng = Fixed()
     for rng.value, token in (0, 0), (0.09, 0), (0.11, 1), (0.31, 2), (0.59, 2), (0.61, 3), (1, 3):
         rng.value = min(rng.value, 1 - 2**-53)
-        assert gpt2.choose(logits, rng, temperature=1) == token
-    assert gpt2.choose(logits, rng) == 3
+        assert sampler.choose(logits) == token
+    assert gpt2.Sampler().choose(logits) == 3
     rng.value = 1 - 2**-53  # ten times 0.1 is less
-    assert gpt2.choose(np.zeros(10, np.float32), rng, temperature=1) == 9
+    assert sampler.choose(np.zeros(10, np.float32)) == 9
+
+
+def test_what_is_left_out_asks_for_a_draw_or_not():
+    for options in ({}, {"temperature": 0}, {"temperature": 0, "top_k": 5, "seed": 1}):
+        assert gpt2.Sampler(**options).temperature == 0
+    for options in ({"top_k": 40}, {"top_p": 0.9}, {"seed": 0}, {"temperature": 1}):
+        assert gpt2.Sampler(**options).temperature == 1
+    assert gpt2.Sampler(0.7, top_k=4).temperature == 0.7
+
+
+def test_no_seed_draws_anew_each_time():
+    logits = np.zeros(50_000, np.float32)
+    draws = [gpt2.Sampler(temperature=1, seed=seed).choose(logits) for seed in (None, None, 0, 0)]
+    assert draws[0] != draws[1] and draws[2] == draws[3] and draws[2] not in draws[:2]
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("temperature", [-1, math.nan, math.inf, -0.1]),
+        ("top_k", [0, -3, 1.5, "9"]),
+        ("top_p", [-0.1, 1.1, math.nan]),
+        ("seed", [-1, 0.5, "x"]),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} is .*, and has to be"):
+            list(gpt2.generate([1], random_params(0), TINY, 3, **{name: value}))
+
+
+def test_inputs_that_mean_nothing_are_refused():
+    params = random_params(0)
+    for inputs in [TINY["n_vocab"]], [-1], [1.0], ["1"], [None], [1, 2, 10**9]:
+        with pytest.raises(ValueError, match="an id is .*a whole number from 0 to 100"):
+            next(gpt2.generate(inputs, params, TINY, 3))
+    for n in -1, 2.0, None:
+        with pytest.raises(ValueError, match="n_tokens is"):
+            next(gpt2.generate([1], params, TINY, n))
+    with pytest.raises(ValueError, match="hparams is 5, and has to be the dict"):
+        next(gpt2.generate([1], params, TINY["n_head"], 3))  # as it once was
+    assert tokens(params, np.array([3, 1, 4]), 5) == tokens(params, [3, 1, 4], 5)
+
+
+def test_nothing_starts_from_the_end_of_text_or_is_refused():
+    params = random_params(0)
+    with pytest.raises(ValueError, match="nothing to continue"):
+        next(gpt2.generate([], params, TINY, 3))
+    ends = {**TINY, "eos_token_ids": [7, 9]}
+    assert tokens(params, [], 20, ends) == tokens(params, [7], 20, ends) != []
 
 
 def test_of_equal_tokens_top_k_keeps_all_and_top_p_the_fewest():
@@ -237,8 +288,7 @@ def test_of_equal_tokens_top_k_keeps_all_and_top_p_the_fewest():
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_are_refused(damaged, temperature):
     with pytest.raises(ValueError, match="the model's logits are not finite"):
-        rng = np.random.default_rng(0)
-        gpt2.choose(np.array(damaged, np.float32), rng, temperature=temperature)
+        gpt2.Sampler(temperature).choose(np.array(damaged, np.float32))
 
 
 # Generating
@@ -278,10 +328,10 @@ def test_pico_gives_the_same_tokens_also_past_the_context(n_prompt, seed):
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.8}, {"temperature": 1.5, "top_k": 9}])
 def test_each_sampled_token_takes_one_random_number(sampling):
-    params, rng, ids = random_params(seed=2), np.random.default_rng(11), [3, 1, 4]
+    params, sampler, ids = random_params(seed=2), gpt2.Sampler(seed=11, **sampling), [3, 1, 4]
     for _ in range(40):
         logits = gpt2_pico.gpt2(ids, **params, n_head=N_HEAD, eps=EPS)
-        ids.append(gpt2.choose(logits[-1], rng, **sampling))
+        ids.append(sampler.choose(logits[-1]))
     assert tokens(params, [3, 1, 4], 40, seed=11, **sampling) == ids[3:]
     assert tokens(params, [3, 1, 4], 40, seed=12, **sampling) != ids[3:]
 
@@ -290,8 +340,9 @@ def test_generation_ends_at_eos():
     params = random_params(seed=9)
     found = tokens(params, [3, 1, 4], 30)
     eos = found[12]
-    until = found[: found.index(eos)]
-    assert tokens(params, [3, 1, 4], 30, {**TINY, "eos_token_id": eos}) == until
+    for ends in [eos], [eos, 100], [found[-1], eos], (eos,):
+        until = found[: min(found.index(end) for end in ends if end in found)]
+        assert tokens(params, [3, 1, 4], 30, {**TINY, "eos_token_ids": ends}) == until
 
 
 def test_generate_leaves_its_input_alone():
@@ -373,7 +424,7 @@ def test_a_draft_ends_with_the_text_at_eos(cycles):
     params, hparams = cycles
     plain = tokens(params, [7] * 20, 100, hparams, drafts=gpt2.Drafts(longest=0))
     for eos in set(plain):
-        found = tokens(params, [7] * 20, 100, {**hparams, "eos_token_id": eos})
+        found = tokens(params, [7] * 20, 100, {**hparams, "eos_token_ids": [eos]})
         assert found == plain[: plain.index(eos)]
 
 

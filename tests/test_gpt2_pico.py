@@ -89,7 +89,7 @@ def test_generation_ends_at_eos():
     params, ids = random_params(seed=9), [3, 1, 4]
     found = tokens(ids, params, 30)
     eos = found[12]
-    assert tokens(ids, params, 30, eos_token_id=eos) == found[: found.index(eos)]
+    assert tokens(ids, params, 30, eos_token_ids=[eos]) == found[: found.index(eos)]
 
 
 def test_what_does_not_fit_the_context_is_refused():

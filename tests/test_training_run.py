@@ -74,7 +74,7 @@ def test_a_run_begins_with_the_text_as_ids(text, tmp_path):
         "n_head": 2,
         "n_layer": 1,
         "layer_norm_epsilon": 1e-5,
-        "eos_token_id": encoder.eot,
+        "eos_token_ids": [encoder.eot],
     }
     assert (record["step"], record["seconds"], record["best"], record["log"]) == (
         0,

@@ -98,16 +98,33 @@ def test_an_mlp_of_another_width(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["n_inner"] is None  # the usual
 
 
-def test_the_end_of_text_is_what_config_says_or_else_the_vocabulary(directory):
-    for ends, found in (5, 5), ("absent", 256), (None, 256), (257, 256), ([1, 2], 256), (-1, 256):
-        configure(directory, eos_token_id=ends)
-        assert load_model(directory)[1]["eos_token_id"] == found
-    ids = json.loads((directory / "vocab.json").read_text())
-    del ids["<|endoftext|>"]
-    (directory / "vocab.json").write_text(json.dumps(ids))
-    assert load_model(directory)[1]["eos_token_id"] is None
-    (directory / "added_tokens.json").write_text('{"<|endoftext|>": 256}')
-    assert load_model(directory)[1]["eos_token_id"] == 256
+ENDS = [(5, [5]), ("absent", []), (None, []), (257, []), ([1, 256], [1, 256]), ([-1, 2], [2])]
+
+
+@pytest.mark.parametrize("said, ends", ENDS, ids=str)
+def test_a_text_ends_where_config_says(said, ends, directory, tmp_path):
+    configure(directory, eos_token_id=said)
+    vocabulary, hparams, params = load_model(directory)
+    assert hparams["eos_token_ids"] == ends
+    (directory / "generation_config.json").write_text('{"eos_token_id": 7, "top_k": 3}')
+    assert load_model(directory)[1]["eos_token_ids"] == [7]
+    (directory / "generation_config.json").write_text("{}")
+    assert load_model(directory)[1]["eos_token_ids"] == []  # this file has the say, as it is
+    save_model(directory, hparams, params, vocabulary)
+    assert load_model(directory)[1] == hparams
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("said", ["5", 5.0, True, [1, "2"], {}, [[]]], ids=str)
+def test_an_end_that_is_no_id_is_refused(said, file, directory):
+    text = json.loads((directory / "config.json").read_text()) | {"eos_token_id": said}
+    (directory / file).write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=f"{file}: eos_token_id is .*, neither an id nor"):
+        load_model(directory)
+
+
+def test_texts_of_openai_end_at_endoftext():
+    assert load_model(OPENAI)[1]["eos_token_ids"] == [256]
 
 
 def test_weights_are_read_as_they_are_stored(directory):
@@ -177,13 +194,11 @@ def test_config_defaults(tmp_path):
         "n_layer": 12,
         "n_inner": 3072,
         "layer_norm_epsilon": 1e-5,
-        "eos_token_id": None,
         "tie_word_embeddings": True,
     }
-    (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24, "eos_token_id": [1, 2]}')
+    (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24}')
     config = read_config(tmp_path / "config.json")
     assert config["n_positions"] == 64 and config["n_inner"] == 96
-    assert config["eos_token_id"] is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +267,7 @@ def test_tensors_are_refused_by_name(directory):
 
 def test_tiny_gpt2_of_openai():
     vocabulary, hparams, params = load_model(OPENAI)
-    expected = {**golden.GPT2, "n_inner": 32, "layer_norm_epsilon": 1e-5, "eos_token_id": 256}
+    expected = {**golden.GPT2, "n_inner": 32, "layer_norm_epsilon": 1e-5, "eos_token_ids": [256]}
     assert hparams == expected
     assert vocabulary.ids["<|endoftext|>"] == 256 and vocabulary.merges == []
     expected = {

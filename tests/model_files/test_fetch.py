@@ -378,7 +378,7 @@ def test_shards_and_tokenizer_json(dtype, place, model, servers, monkeypatch):
     )
     encoder, hparams, found = load("owner/name", place)
     assert stored == {np.dtype(kind)}  # all at once would be twice the memory
-    assert encoder.eot == hparams["eos_token_id"] == 256
+    assert [encoder.eot] == hparams["eos_token_ids"] == [256]
     for name, x in flatten(found).items():
         assert np.array_equal(x, widen(narrow(dict(tensors)[name], kind))), name
         assert x.flags.aligned and not x.flags.owndata

@@ -71,7 +71,7 @@ def test_124M_is_124M():
 def test_the_mlp_is_four_times_as_wide_unless_told_otherwise():
     hparams = {"n_vocab": 9, "n_ctx": 4, "n_embd": 6, "n_layer": 1}
     for n_inner, width in (None, 24), (24, 24), (10, 10):
-        shapes = parameter_shapes(**hparams, n_inner=n_inner, n_head=2, eos_token_id=3)
+        shapes = parameter_shapes(**hparams, n_inner=n_inner, n_head=2, eos_token_ids=[3])
         assert shapes["h.0.mlp.c_fc.weight"] == (6, width)
         assert shapes["h.0.mlp.c_fc.bias"] == (width,)
         assert shapes["h.0.mlp.c_proj.weight"] == (width, 6)
