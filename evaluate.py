@@ -17,11 +17,10 @@ With a small stride each has nearly n_ctx tokens before it, and the whole takes 
 # ///
 
 if __name__ == "__main__":
-    import command
+    import startup
 
-    command.start()
+    startup.begin(one_thread=True)
 
-import argparse
 import math
 import os
 import sys
@@ -112,9 +111,9 @@ def table(figures):
 
 
 def parser():
-    options = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description="Measure how well a model predicts a text. The figures go to standard output.",
+    options = command.new_parser(
+        "evaluate.py",
+        "Measure how well a model predicts a text. The figures go to standard output.",
     )
     add = options.add_argument
     add("text", nargs="+", help="UTF-8 files")

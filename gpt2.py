@@ -25,9 +25,14 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 # dependencies = ["numpy>=1.26", "regex>=2024.11.6", "requests", "tqdm"]
 # ///
 
-import argparse
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import math
 import numbers
+import os
 import re
 import sys
 import time
@@ -36,6 +41,8 @@ from itertools import zip_longest
 import numpy as np
 
 import command
+import startup
+from completion import Completion, prompt_ids, report
 
 # ================================================================================================
 # The model
@@ -176,11 +183,12 @@ def new_cache(n, n_layer, n_head, n_embd, **others):  # -> [n_layer, 2, h, n, d]
 # ================================================================================================
 
 
-def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  # [n_vocab] -> [n_vocab]
-    """The distribution that sampling draws from, in float64; the steps in this order.
+def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
+    """The distribution that sampling draws from: [n_vocab] -> [n_vocab], float64; in this order.
 
     softmax(logits / temperature); the top_k most likely tokens (and those equal to the last of
-    them); of these the fewest that have together top_p (Holtzman et al. 2020).
+    them); of these the fewest that have together top_p (Holtzman et al. 2020); of these the ones
+    at least min_p times as likely as the first (Nguyen et al. 2024).
     """
     with np.errstate(over="ignore"):  # to -inf, at a temperature near 0
         logits = (logits.astype(np.float64) - logits.max()) / temperature
@@ -193,34 +201,60 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  # [n_vocab] 
         before[0] = -1  # the first one stays
         p[order[before >= top_p]] = 0
         p /= p.sum()
+    if min_p > 0:
+        p[p < min_p * p.max()] = 0
+        p /= p.sum()
     return p
+
+
+def penalize(logits, ids, penalty):  # [n_vocab], [n] -> [n_vocab]
+    """Make the tokens that are there already less likely (Keskar et al. 2019)."""
+    logits, found = logits.copy(), logits[ids]
+    logits[ids] = np.where(found < 0, found * penalty, found / penalty)
+    return logits
 
 
 class Sampler:
     """How the next token is chosen: the most likely one, or one drawn at random.
 
-    temperature: 0 is the most likely token. Left out it is 0, but 1 where top_k, top_p or a seed
-    ask for a draw. seed: the same one draws the same tokens again; left out, any.
+    temperature: 0 is the most likely token. Left out it is 0, but 1 where top_k, top_p, min_p or a
+    seed ask for a draw. seed: the same one draws the same tokens again; left out, any.
+    repetition_penalty: above 1 repeats less, and comes first, draw or not.
     """
 
-    def __init__(self, temperature=None, top_k=None, top_p=None, seed=None):
+    def __init__(
+        self,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        min_p=None,
+        repetition_penalty=None,
+        seed=None,
+    ):
         if temperature is None:
-            temperature = 0.0 if top_k is top_p is seed is None else 1.0
+            temperature = 0.0 if top_k is top_p is min_p is seed is None else 1.0
+        self.temperature, self.penalty = temperature, repetition_penalty or 1.0
+        self.cut = {"top_k": top_k, "top_p": 1.0 if top_p is None else top_p, "min_p": min_p or 0.0}
         check("temperature", temperature, 0)
         check("top_k", 1 if top_k is None else top_k, 1, kind=numbers.Integral)
-        check("top_p", 1.0 if top_p is None else top_p, 0, 1)
+        check("top_p", self.cut["top_p"], 0, 1)
+        check("min_p", self.cut["min_p"], 0, 1)
+        check("repetition_penalty", 1 if repetition_penalty is None else repetition_penalty, 1e-6)
         check("seed", seed or 0, 0, kind=numbers.Integral)
-        self.temperature, self.cut = temperature, {"top_k": top_k}
-        self.cut["top_p"] = 1.0 if top_p is None else top_p
-        self.rng = np.random.default_rng(seed) if temperature > 0 else None
+        self.seed = None
+        if temperature > 0:
+            self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+            self.rng = np.random.default_rng(self.seed)
 
-    def choose(self, logits):  # [n_vocab] -> id
+    def choose(self, logits, ids):  # [n_vocab], the ids that the model sees -> id
         """A draw takes one random number, so that drafts change no text."""
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):  # argmax finds a NaN, too
             raise ValueError("the model's logits are not finite: its weights are damaged")
+        if self.penalty != 1:
+            logits = penalize(logits, ids, self.penalty)
         if self.temperature == 0:
-            return best
+            return best if self.penalty == 1 else int(logits.argmax())
         total = np.cumsum(probabilities(logits, self.temperature, **self.cut))
         return int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
 
@@ -239,27 +273,36 @@ def check(name, value, low, high=math.inf, kind=numbers.Real):
 # ================================================================================================
 
 
-def generate(inputs, params, hparams, n_tokens, drafts=None, **sampling):
+def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
     """Iterator of up to n_tokens ids that continue the inputs; ends before the end of text.
 
-    inputs: ids; without any the end of text comes first, as between two texts. sampling: options of
-    Sampler. drafts: a Drafts, to look at its counts or to change its rules. A draft changes the
-    time and not the tokens: each is chosen from the model's own logits, until one differs from the
-    draft (Leviathan et al. 2023).
+    inputs: ids; without any the end of text comes first, as between two texts. n_tokens: None goes
+    on for ever. drafts: a Drafts, to change its rules. sampling: options of Sampler.
     """
-    ids, sampler = checked(inputs, params, hparams), Sampler(**sampling)
-    check("n_tokens", n_tokens, 0, kind=numbers.Integral)
-    end = len(ids) + n_tokens
-    window, drafts = Window(params, hparams, end), drafts or Drafts()
+    ids = checked(inputs, params, hparams)
+    for id_, _ in choices(ids, params, hparams, n_tokens, Sampler(**sampling), drafts or Drafts()):
+        if id_ not in hparams["eos_token_ids"]:
+            yield id_
+
+
+def choices(ids, params, hparams, n_tokens, sampler, drafts):
+    """Iterator of (id, the logits [n_vocab] that it was chosen from); an end of text is the last.
+
+    A draft changes the time and not the tokens: each is chosen from the model's own logits, until
+    one differs from the draft (Leviathan et al. 2023).
+    """
+    check("n_tokens", n_tokens or 0, 0, kind=numbers.Integral)
+    ids, end = list(ids), math.inf if n_tokens is None else len(ids) + n_tokens
+    window = Window(params, hparams, end)
     while len(ids) < end:
         guess = drafts.guess(ids, min(end - len(ids) - 1, window.room(ids)))
         n_before = len(ids)
         for logits, guessed in zip_longest(window.logits(ids, guess), guess):
-            id_ = sampler.choose(logits)
+            id_ = sampler.choose(logits, ids[window.start :])
+            yield id_, logits
             if id_ in hparams["eos_token_ids"]:
                 return
             ids.append(id_)
-            yield id_
             if id_ != guessed:
                 break
         drafts.judge(guess, n_right=len(ids) - n_before - 1)
@@ -371,14 +414,14 @@ def look_up(text, n, length):
 
 def parser():
     """The options; argparse says what is wrong with them and ends with 2."""
-    options = argparse.ArgumentParser(
-        prog="gpt2.py",
-        description="Complete a prompt with GPT-2. The continuation goes to standard output as it "
-        "is generated, everything else to standard error.",
-        epilog="No prompt on a terminal opens a loop: text after >> is completed, 'quit' or end "
-        "of file leaves. Environment: HF_ENDPOINT and HF_TOKEN (the Hugging Face hub), "
-        "GPT2_OPENAI_URL (OpenAI's store, where a released size is fetched if the hub fails), "
-        "HF_HOME and HF_HUB_CACHE (models that are already here).",
+    options = command.new_parser(
+        "gpt2.py",
+        "Complete a prompt with GPT-2. The continuation goes to standard output as it is "
+        "generated, everything else to standard error.",
+        epilog="No prompt on a terminal opens a loop: text after >> is completed, Ctrl-C ends a "
+        "completion, 'quit' or end of file leaves. Environment: HF_ENDPOINT and HF_TOKEN (the "
+        "Hugging Face hub), GPT2_OPENAI_URL (OpenAI's store, where a released size is fetched if "
+        "the hub fails), HF_HOME and HF_HUB_CACHE (models that are already here).",
     )
     add = options.add_argument
     add(
@@ -387,113 +430,63 @@ def parser():
         help="text to continue; - or a pipe: read it from standard input, without its last line "
         "break",
     )
-    add(
-        "--n_tokens_to_generate",
-        type=command.number(int, 0),
-        default=40,
-        metavar="N",
-        help="at most so many tokens, about 3/4 of an English word each (40)",
-    )
+    command.completion_options(options)
     command.model_options(options)
     command.sampling_options(options)
-    add(
-        "--verbose",
-        action="store_true",
-        help="ids, times, speeds, tokens per pass and memory on standard error",
-    )
+    add("--json", action="store_true", help="an object a line, with ids and log-probabilities")
+    add("--verbose", action="store_true", help="tokens, seed, speeds, memory on standard error")
     return options
 
 
-def complete_prompts(args):
-    """Load the model, and print the continuation of each prompt."""
-    start = time.perf_counter()
-    encoder, hparams, params = command.load(args)
+def work(args):
+    """Load the model, and complete the prompt, or each line from a terminal."""
+    args.sampling, start = command.sampling(args), time.perf_counter()
+    model = command.load(args)
     loaded = time.perf_counter() - start
-    for prompt in prompts(args):
-        inputs = prompt_ids(prompt, encoder, hparams)
-        result = complete(inputs, encoder, hparams, params, args)
-        if args.verbose:
-            report(loaded, inputs, *result)
-
-
-def prompts(args):
-    """Yield the prompts: the argument, all of standard input, or the lines from a terminal."""
     if args.prompt not in (None, "-"):
-        yield args.prompt
+        complete(args.prompt, *model, args, loaded)
     elif args.prompt == "-" or not sys.stdin.isatty():
-        try:
-            yield re.sub(r"\r?\n\Z", "", sys.stdin.buffer.read().decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8: {error}") from None
+        complete(re.sub(r"\r?\n\Z", "", command.read_stdin()), *model, args, loaded)
     else:
-        while True:
-            print(">> ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
-            if not line:  # the end of file, typed as Ctrl-D
-                return command.say("")
-            if line.strip() == "quit":
-                return
-            yield line.rstrip("\n")
+        with startup.interruptible():
+            for prompt in command.typed_lines():
+                try:
+                    complete(prompt, *model, args, loaded)
+                except KeyboardInterrupt:
+                    print(flush=True)
+                except ValueError as error:
+                    command.say(f"gpt2.py: error: {error}")
 
 
-def prompt_ids(prompt, encoder, hparams):
-    """The ids of a prompt, at least one of them and as many as the model sees."""
-    n_ctx = hparams["n_ctx"]
-    ids = encoder.encode(prompt) or hparams["eos_token_ids"][:1]
-    if not ids:
-        raise ValueError("an empty prompt needs a model with an end of text: give a prompt")
-    if len(ids) > n_ctx:
-        command.say(f"gpt2.py: the prompt has {len(ids)} tokens; the model sees the last {n_ctx}")
-    return ids[-n_ctx:]
-
-
-def complete(inputs, encoder, hparams, params, args):
-    """Print what follows the inputs; -> its ids, the time of the start and of each id, Drafts."""
-    ids, times, drafts = [], [time.perf_counter()], Drafts()
-    n = args.n_tokens_to_generate
-
-    def watched():
-        for id_ in generate(inputs, params, hparams, n, drafts, **command.sampling(args)):
-            ids.append(id_)
-            times.append(time.perf_counter())
-            if len(inputs) + len(ids) == hparams["n_ctx"] + 1:
-                command.say(
-                    "gpt2.py: the text is longer than the context: the window slides from here"
-                )
-            yield id_
-
-    for text in encoder.decode_stream(watched()):
-        print(text, end="", flush=True)
-    print(flush=True)
-    return ids, times, drafts
-
-
-def report(loaded, inputs, ids, times, drafts):
-    """What --verbose says: ids, and times in seconds, speeds in tokens a second."""
-    say = command.say
-    say(f"prompt ids     {inputs}")
-    say(f"generated ids  {ids}")
-    say(f"loading        {loaded:.3f} s")
-    if ids:
-        prefill = times[1] - times[0]
-        speed = f"{len(inputs) / prefill:.1f}/s"
-        say(f"prompt         {len(inputs)} tokens in {prefill:.3f} s: {speed}")
-    if len(ids) > 1:
-        decoding = times[-1] - times[1]
-        speed = f"{(len(ids) - 1) / decoding:.1f}/s"
-        say(f"generation     {len(ids) - 1} more in {decoding:.3f} s: {speed}")
-        say(f"               {len(ids) / drafts.n_passes:.2f} tokens per pass over the model")
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    say(f"peak memory    {peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB")
+def complete(prompt, encoder, hparams, params, args, loaded):
+    """Print what follows a prompt."""
+    inputs, sampler = prompt_ids(prompt, encoder, hparams), Sampler(**args.sampling)
+    if args.verbose:
+        tokens = ", ".join(f"{encoder.decode([id_])!r} {id_}" for id_ in inputs)
+        command.say(f"prompt tokens  {tokens}\nseed           {sampler.seed}")
+    done = Completion(encoder, hparams["eos_token_ids"], args.stop, scored=args.json)
+    n, drafts, times = args.n_tokens_to_generate, Drafts(), [time.perf_counter()]
+    for id_, logits in choices(inputs, params, hparams, None if n < 0 else n, sampler, drafts):
+        text = done.add(id_, logits)
+        if not args.json:
+            print(text, end="", flush=True)
+        times.append(time.perf_counter())
+        if done.ended != "length":
+            break
+        if len(inputs) + len(done.ids) == hparams["n_ctx"] + 1:
+            command.say("the text is longer than the context: the window slides from here")
+    seconds = round(time.perf_counter() - times[0], 3)
+    if args.json:
+        command.print_line(done.as_json(prompt=prompt, seed=sampler.seed, seconds=seconds))
+    else:
+        print(done.rest(), flush=True)
+    if args.verbose:
+        report(loaded, len(inputs), done.ids, times, drafts.n_passes)
 
 
 def main(argv=None):
     """Run the command; -> exit status: 0, 1 if something is wrong, 2 wrong usage, 130 Ctrl-C."""
-    return command.run(parser(), complete_prompts, argv)
+    return command.run(parser(), work, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ Shapes: n tokens, e numbers a token (n_embd), h heads of d = e / h numbers each 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
-import argparse
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import math
 import sys
 
@@ -92,7 +96,7 @@ def complete(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Complete a prompt, the short and slow way.")
+    parser = command.new_parser("gpt2_pico.py", "Complete a prompt, the short and slow way.")
     parser.add_argument("prompt")
     parser.add_argument("--n_tokens_to_generate", type=int, default=40)
     command.model_options(parser)

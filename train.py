@@ -17,11 +17,10 @@ a single-threaded BLAS: so NumPy's elementwise passes use all cores, as the prod
 # ///
 
 if __name__ == "__main__":
-    import command
+    import startup
 
-    command.start()
+    startup.begin(one_thread=True)
 
-import argparse
 import contextlib
 import csv
 import math
@@ -36,6 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 import command
+import startup
 from backward import cross_entropy, gpt2_backward, gpt2_forward
 from corpus import COPIES
 from evaluate import evaluate, measure, table, windows
@@ -251,10 +251,9 @@ def plot(model):
 
 
 def parser():
-    options = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train a GPT from text files, into a Hugging Face model directory that "
-        "gpt2.py opens.",
+    options = command.new_parser(
+        "train.py",
+        "Train a GPT from text files, into a Hugging Face model directory that gpt2.py opens.",
     )
     whole, number = command.number(int, 1), command.number
     add = options.add_argument
@@ -388,8 +387,9 @@ def work(args):
     if args.plot:
         return plot(args.plot)
     try:
-        train(args)
-        finish(args)  # not in train, whose mapped files Windows would not let go
+        with startup.interruptible():
+            train(args)
+            finish(args)  # not in train, whose mapped files Windows would not let go
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, BrokenPipeError):
             command.drop_output()

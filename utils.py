@@ -2,11 +2,10 @@
 
     name                                            where it is looked for, one after another
     ./mine, ../mine, /models/mine, ~/mine (a path)  there
-    shakespeare                                     in models_dir
-    124M, 355M, 774M, 1558M                         in models_dir, in the cache of Hugging Face's
-                                                    tools, on the hub, in OpenAI's own store
-    owner/name or owner/name@revision               in models_dir as owner--name, in that cache, on
-                                                    the hub
+    shakespeare                                     in models_dir, in models beside this file
+    124M, 355M, 774M, 1558M                         there, in the cache of Hugging Face's tools, on
+                                                    the hub, in OpenAI's own store
+    owner/name or owner/name@revision               there as owner--name, in that cache, on the hub
 
 What is fetched is kept in models_dir. The files are read in model_files/, which is plumbing.
 """
@@ -20,6 +19,7 @@ from model_files.directory import holds_model, load_model
 from model_files.hub_cache import find_cached
 from model_files.released import SIZES
 
+MODELS = Path(__file__).resolve().parent / "models"  # beside the program
 REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*))?"  # owner/name[@revision]
 
 
@@ -49,13 +49,15 @@ def find_model(name, models_dir):
             raise FileNotFoundError(f"{name}: no such directory")
     elif not re.fullmatch(r"\w[\w.@ +-]*", name):
         raise ValueError(f"{name!r} is no name of a model")
-    directory, can_be_fetched = models_dir / name.replace("/", "--"), repo or name in SIZES
-    if holds_model(directory) or (directory.is_dir() and not can_be_fetched):
-        if (directory / "incomplete").is_dir():  # fetching was killed just before its end
-            from model_files.fetch import clean
+    can_be_fetched = repo or name in SIZES
+    for models in models_dir, MODELS:
+        directory = models / name.replace("/", "--")
+        if holds_model(directory) or (directory.is_dir() and not can_be_fetched):
+            if (directory / "incomplete").is_dir():  # fetching was killed just before its end
+                from model_files.fetch import clean
 
-            clean(directory)
-        return directory
+                clean(directory)
+            return directory
     if not can_be_fetched:
         raise UnknownModel(describe_models(name, models_dir))
     repo, revision = SIZES.get(name) or repo.groups(default="main")
@@ -63,15 +65,16 @@ def find_model(name, models_dir):
         return cached
     from model_files.fetch import fetch  # imports requests, which takes longer than all the rest
 
+    directory = models_dir / name.replace("/", "--")
     fetch(name, repo, revision, directory)
     return directory
 
 
 def describe_models(name, models_dir):
     """One line that says which models there are, in place of an unknown one."""
-    found = sorted(path.name for path in models_dir.glob("*") if holds_model(path))
+    found = {path.name for path in [*models_dir.glob("*"), *MODELS.glob("*")] if holds_model(path)}
     return (
-        f"unknown model {name!r}: known sizes are {', '.join(SIZES)}; in {models_dir} there is "
-        f"{', '.join(found) or 'none'}; a path or a repository owner/name of the Hugging Face hub "
-        "will do as well"
+        f"unknown model {name!r}: known sizes are {', '.join(SIZES)}; in {models_dir} and beside "
+        f"the program there is {', '.join(sorted(found)) or 'none'}; a path or a repository "
+        "owner/name of the Hugging Face hub will do as well"
     )

@@ -40,7 +40,8 @@ def test_options_of_sampling_are_those_of_the_sampler():
 
 def test_a_blas_gets_one_thread_unless_the_environment_says_otherwise():
     names = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
-    code = f"import command, os; command.start(); print(*(os.environ[n] for n in {names}))"
+    code = "import startup, os; startup.begin(one_thread=True)"
+    code += f"; print(*(os.environ[n] for n in {names}))"
     environment = {name: x for name, x in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -212,6 +212,60 @@ def test_probabilities_are_the_textbook_ones(temperature, top_k, top_p):
     assert np.abs(found - direct).max() < 1e-12
 
 
+def test_probabilities_and_penalty_are_those_of_transformers():
+    golden = np.load(GOLDEN / "sampling.npz")
+    settings = json.loads(str(golden["settings"]))
+    for i, setting in enumerate(settings):
+        logits = golden["logits"][i]
+        before = logits.copy()
+        if penalty := setting.pop("repetition_penalty", None):
+            logits = gpt2.penalize(logits, golden["ids"][i], penalty)
+        found = gpt2.probabilities(logits, **setting)
+        np.testing.assert_allclose(found, golden["probabilities"][i], atol=1e-6)
+        assert (golden["logits"][i] == before).all()
+    assert len(settings) == 60
+
+
+def test_of_equal_tokens_min_p_keeps_all():
+    logits = np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.1], np.float32))
+    for min_p, kept in (0, 5), (0.2, 5), (0.3, 3), (0.6, 1), (1.0, 1):
+        assert (gpt2.probabilities(logits, min_p=min_p) > 0).sum() == kept
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("penalty", [0.7, 1.3, 3.0])
+def test_a_penalty_counts_what_the_model_sees_and_drafts_change_nothing(penalty, temperature):
+    """Each token against its definition, past the context too, and through drafts."""
+    params, ids = random_params(seed=5), [3, 1, 4, 1, 5, 9, 2, 6, 5, 3] * 3
+    options = {"temperature": temperature, "repetition_penalty": penalty, "seed": 8}
+    n_ctx, sampler = TINY["n_ctx"], gpt2.Sampler(temperature=temperature, seed=8)
+    expected = list(ids)
+    for _ in range(60):
+        seen = expected[gpt2.window_start(len(expected), n_ctx) :]
+        logits = gpt2_pico.gpt2(seen, **params, n_head=N_HEAD, eps=EPS)[-1]
+        for id_ in set(seen):
+            logits[id_] = logits[id_] * penalty if logits[id_] < 0 else logits[id_] / penalty
+        expected.append(sampler.choose(logits, seen))
+    assert tokens(params, ids, 60, **options) == expected[30:]
+    plain = tokens(params, ids, 60, temperature=temperature, seed=8)
+    assert plain != expected[30:]  # or the test would notice nothing
+
+
+def test_a_guess_is_penalized_for_its_own_tokens(cycles):
+    """Greedy text that goes round is drafted; with a penalty each round counts in the next."""
+    params, hparams = cycles
+    for penalty in 1.001, 1.01, 1.1:
+        options = {"hparams": hparams, "repetition_penalty": penalty}
+        slowly = tokens(params, drafts=gpt2.Drafts(longest=0), **options)
+        assert tokens(params, **options) == slowly
+
+
+def test_without_a_number_it_goes_on():
+    params = random_params(seed=1)
+    some = list(itertools.islice(gpt2.generate([1], params, TINY), 200))
+    assert some == tokens(params, [1], 200) and len(some) == 200
+
+
 def test_choice_inverts_the_distribution():
     class Fixed:
         def random(self):
@@ -221,23 +275,30 @@ def test_choice_inverts_the_distribution():
     sampler.rng = rng = Fixed()
     for rng.value, token in (0, 0), (0.09, 0), (0.11, 1), (0.31, 2), (0.59, 2), (0.61, 3), (1, 3):
         rng.value = min(rng.value, 1 - 2**-53)
-        assert sampler.choose(logits) == token
-    assert gpt2.Sampler().choose(logits) == 3
+        assert sampler.choose(logits, []) == token
+    assert gpt2.Sampler().choose(logits, []) == 3
     rng.value = 1 - 2**-53  # ten times 0.1 is less
-    assert sampler.choose(np.zeros(10, np.float32)) == 9
+    assert sampler.choose(np.zeros(10, np.float32), []) == 9
 
 
 def test_what_is_left_out_asks_for_a_draw_or_not():
-    for options in ({}, {"temperature": 0}, {"temperature": 0, "top_k": 5, "seed": 1}):
+    for options in (
+        {},
+        {"repetition_penalty": 2},
+        {"temperature": 0},
+        {"temperature": 0, "top_k": 5, "seed": 1},
+    ):
         assert gpt2.Sampler(**options).temperature == 0
-    for options in ({"top_k": 40}, {"top_p": 0.9}, {"seed": 0}, {"temperature": 1}):
+    for options in ({"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.1}, {"seed": 0}, {"temperature": 1}):
         assert gpt2.Sampler(**options).temperature == 1
     assert gpt2.Sampler(0.7, top_k=4).temperature == 0.7
 
 
 def test_no_seed_draws_anew_each_time():
     logits = np.zeros(50_000, np.float32)
-    draws = [gpt2.Sampler(temperature=1, seed=seed).choose(logits) for seed in (None, None, 0, 0)]
+    draws = [
+        gpt2.Sampler(temperature=1, seed=seed).choose(logits, []) for seed in (None, None, 0, 0)
+    ]
     assert draws[0] != draws[1] and draws[2] == draws[3] and draws[2] not in draws[:2]
 
 
@@ -247,6 +308,8 @@ def test_no_seed_draws_anew_each_time():
         ("temperature", [-1, math.nan, math.inf, -0.1]),
         ("top_k", [0, -3, 1.5, "9"]),
         ("top_p", [-0.1, 1.1, math.nan]),
+        ("min_p", [-0.1, 1.1, math.nan]),
+        ("repetition_penalty", [0, -1, math.inf, "2"]),
         ("seed", [-1, 0.5, "x"]),
     ],
 )
@@ -261,7 +324,7 @@ def test_inputs_that_mean_nothing_are_refused():
     for inputs in [TINY["n_vocab"]], [-1], [1.0], ["1"], [None], [1, 2, 10**9]:
         with pytest.raises(ValueError, match="an id is .*a whole number from 0 to 100"):
             next(gpt2.generate(inputs, params, TINY, 3))
-    for n in -1, 2.0, None:
+    for n in -1, 2.0:
         with pytest.raises(ValueError, match="n_tokens is"):
             next(gpt2.generate([1], params, TINY, n))
     with pytest.raises(ValueError, match="hparams is 5, and has to be the dict"):
@@ -288,7 +351,7 @@ def test_of_equal_tokens_top_k_keeps_all_and_top_p_the_fewest():
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_are_refused(damaged, temperature):
     with pytest.raises(ValueError, match="the model's logits are not finite"):
-        gpt2.Sampler(temperature).choose(np.array(damaged, np.float32))
+        gpt2.Sampler(temperature).choose(np.array(damaged, np.float32), [])
 
 
 # Generating
@@ -331,7 +394,7 @@ def test_each_sampled_token_takes_one_random_number(sampling):
     params, sampler, ids = random_params(seed=2), gpt2.Sampler(seed=11, **sampling), [3, 1, 4]
     for _ in range(40):
         logits = gpt2_pico.gpt2(ids, **params, n_head=N_HEAD, eps=EPS)
-        ids.append(sampler.choose(logits[-1]))
+        ids.append(sampler.choose(logits[-1], ids))
     assert tokens(params, [3, 1, 4], 40, seed=11, **sampling) == ids[3:]
     assert tokens(params, [3, 1, 4], 40, seed=12, **sampling) != ids[3:]
 

@@ -1,9 +1,12 @@
 """The command line as a process: what it prints where, how it ends, what it says when it fails."""
 
+import io
+import json
 import os
 import select
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -47,7 +50,7 @@ def test_stdout_is_the_continuation_and_nothing_else(complete, tiny):
     none = complete("low", "--n_tokens_to_generate", "0")
     assert (none.returncode, none.stdout, none.stderr) == (0, b"\n", b"")
     ids = tiny[0].encode("low")
-    assert f"prompt ids     {ids}".encode() in done.stderr
+    assert b"prompt tokens  " in done.stderr and f"{ids[-1]}\n".encode() in done.stderr
     assert done.stderr.count(b"/s\n") == 2  # the speeds of prompt and generation
     assert b" tokens per pass over the model\n" in done.stderr
     quiet = complete("low", "--n_tokens_to_generate", "12")
@@ -124,13 +127,18 @@ def test_empty_prompt_starts_from_end_of_text(complete, tiny, tmp_path):
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["x", "--n_tokens_to_generate", "-1"], ["n_tokens_to_generate", "-1"]),
+        (["x", "--n_tokens_to_generate", "-2"], ["n_tokens_to_generate", "-2"]),
+        (["x", "--temperature", "0", "--min_p", "0.1"], ["min_p", "temperature 0"]),
+        (["x", "--min_p", "1.1"], ["min_p", "1.1 is not between 0 and 1"]),
+        (["x", "--repetition_penalty", "0"], ["repetition_penalty", "0 is not at least"]),
+        (["x", "--stop", ""], ["stop", "an empty text"]),
+        (["x", "--verb"], ["--verb"]),
         (["x", "--temperature", "warm"], ["temperature", "invalid number value", "warm"]),
         (["x", "--temperature", "nan"], ["temperature", "nan"]),
         (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
         (["x", "--top_p", "1.5"], ["top_p", "1.5 is not between 0 and 1"]),
         (["x", "--top_k", "0"], ["top_k", "0 is not at least 1"]),
-        (["x", "--n_tokens", "many"], ["invalid whole number value", "many"]),
+        (["x", "--n_tokens_to_generate", "many"], ["invalid whole number value", "many"]),
         (["x", "--model_size", "999M"], ["999M", "124M, 355M, 774M, 1558M", "tiny"]),
         (["x", "--perplexity", "file"], ["perplexity"]),
     ],
@@ -200,32 +208,180 @@ def test_interrupt_is_130(start):
     assert process.returncode == 130 and b"Traceback" not in said
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
-@pytest.mark.parametrize("leave", [b"quit\n", b"\x04"])
-def test_loop_on_a_terminal(leave, start, tiny):
-    import pty
+class Terminal:
+    """gpt2.py in a loop on a terminal; both: standard output leads there, too."""
 
-    terminal, end = pty.openpty()
-    process = start("--n_tokens_to_generate", "6", stdin=end, stderr=end)
-    os.close(end)
+    def __init__(self, start, *args, both=False, **streams):
+        import pty
 
-    def wait_for(text):
+        self.terminal, end = pty.openpty()
+        streams |= {"stdout": end} if both else {}
+        # The tests may run in the background, where a shell lets nobody hear the signal.
+        hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        self.process = start(*args, stdin=end, stderr=end, preexec_fn=hear, **streams)
+        os.close(end)
+
+    def wait_for(self, text):
         seen, until = b"", time.monotonic() + 30
         while text not in seen and time.monotonic() < until:
-            if select.select([terminal], [], [], 0.2)[0]:
-                seen += os.read(terminal, 1000)
+            if select.select([self.terminal], [], [], 0.2)[0]:
+                seen += os.read(self.terminal, 1000)
         assert text in seen
+        return seen
 
+    def type(self, data):
+        os.write(self.terminal, data)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("leave", [b"quit\n", b" Quit \n", b"\x04"])
+def test_loop_on_a_terminal(leave, start, tiny):
+    loop = Terminal(start, "--n_tokens_to_generate", "6")
     for prompt in "low", "slow":
-        wait_for(b">> ")
-        os.write(terminal, prompt.encode() + b"\n")
+        loop.wait_for(b">> ")
+        loop.type(prompt.encode() + b"\n")
         line = expected(tiny, prompt, 6) + b"\n"
-        assert process.stdout.read(len(line)) == line
-    wait_for(b">> ")
-    os.write(terminal, leave)
-    assert process.wait(30) == 0
-    assert process.stdout.read() == b""
-    os.close(terminal)
+        assert loop.process.stdout.read(len(line)) == line
+    loop.wait_for(b">> ")
+    loop.type(leave)
+    assert loop.process.wait(30) == 0
+    assert loop.process.stdout.read() == b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+def test_interrupt_in_the_loop_ends_the_completion_and_then_the_loop(start):
+    loop = Terminal(start, "--n_tokens_to_generate", "-1", stdout=subprocess.DEVNULL)
+    for _ in range(3):
+        loop.wait_for(b">> ")
+        loop.type(b"low\n")
+        loop.wait_for(b"the window slides")  # it is under way
+        loop.process.send_signal(signal.SIGINT)
+    loop.wait_for(b">> ")
+    loop.process.send_signal(signal.SIGINT)
+    assert loop.process.wait(30) == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+def test_lines_in_the_loop_can_be_edited_and_recalled(start, tiny):
+    pytest.importorskip("readline")
+    loop = Terminal(start, "--n_tokens_to_generate", "6", both=True)
+    loop.wait_for(b">> ")
+    loop.type(b"slX\x7fow\n")  # backspace
+    said = expected(tiny, "slow", 6)
+    assert said in loop.wait_for(b"\n>> ")
+    loop.type(b"\x1b[A\n")  # the up arrow
+    assert said in loop.wait_for(b"\n>> ")
+    loop.type(b"quit\n")
+    assert loop.process.wait(30) == 0
+
+
+def test_a_prompt_that_fails_does_not_end_the_loop(tiny, tmp_path, monkeypatch, capsys):
+    encoder, hparams, params = tiny
+    save_model(tmp_path / "odd", {**hparams, "eos_token_ids": []}, params, encoder.vocabulary)
+    (tmp_path / "odd" / "vocab.json").write_text(
+        (tmp_path / "odd" / "vocab.json").read_text().replace("<|endoftext|>", "<|other|>")
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nlow\nquit\n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    args = "--n_tokens_to_generate", "6", *model_options(str(tmp_path), "odd")
+    assert gpt2.main(args) == 0
+    out, said = capsys.readouterr()
+    assert out.encode() == expected(tiny, "low", 6) + b"\n"
+    assert said.startswith(">> gpt2.py: error: an empty prompt")
+
+
+# JSON, stops and what is said
+
+
+def test_json_is_an_object_a_line(complete, tiny):
+    encoder, hparams, params = tiny
+    args = "low", "--n_tokens_to_generate", "12", "--json"
+    done = complete(*args)
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") == 1
+    found, seconds = json.loads(done.stdout), json.loads(done.stdout)["seconds"]
+    ids = list(gpt2.generate(encoder.encode("low"), params, hparams, 12))
+    assert 0 < seconds < 60 and found["ids"] == ids and found["seed"] is None
+    assert (found["prompt"], found["text"]) == ("low", encoder.decode(ids))
+    assert found["ended"] == "length"
+    whole = [*encoder.encode("low"), *ids]
+    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
+    logits = gpt2.gpt2(whole, **model)[-13:-1].astype(np.float64)
+    direct = [row[id_] - np.log(np.exp(row).sum()) for row, id_ in zip(logits, ids)]
+    assert found["log_probabilities"] == pytest.approx(direct, abs=1e-4)
+    sampled = json.loads(complete(*args, "--temperature", "2", "--top_k", "9").stdout)
+    again = complete(*args, "--temperature", "2", "--top_k", "9", "--seed", sampled["seed"])
+    assert json.loads(again.stdout)["ids"] == sampled["ids"]
+
+
+def test_log_probabilities_are_of_the_logits_as_they_are(complete):
+    plain, cut = (
+        json.loads(complete("low", "--json", *options).stdout)["log_probabilities"][0]
+        for options in ([], ["--top_k", "1", "--temperature", "5"])
+    )
+    assert plain == pytest.approx(cut, abs=1e-9) and plain < -0.01
+
+
+def test_a_stop_ends_the_completion(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    params = {**params, "wte": params["wte"].copy()}
+    others = [id_ for id_ in range(260) if not encoder.decode([id_]).isalpha()]
+    params["wte"][others] = 0  # it says nothing but letters
+    save_model(tmp_path / "letters", hparams, params, encoder.vocabulary)
+    ids = gpt2.generate(encoder.encode("low"), params, hparams, 40)
+    whole = encoder.decode(list(ids))
+    stop = whole[10:13]
+    for args in ([stop], ["nowhere at all", "--stop", stop]):
+        done = complete("low", "--stop", *args, models=tmp_path, model="letters")
+        assert done.stdout.decode() == whole[: whole.index(stop)] + "\n"
+    done = complete("low", "--stop", stop, "--json", models=tmp_path, model="letters")
+    found = json.loads(done.stdout)
+    assert found["text"] == whole[: whole.index(stop)] and found["ended"] == "stop"
+
+
+def test_verbose_shows_the_prompt_before_the_completion_and_the_seed(complete, tiny):
+    done = complete("low low", "--verbose", "--seed", "7", "--n_tokens_to_generate", "5")
+    said = done.stderr.decode()
+    ids = tiny[0].encode("low low")
+    tokens = ", ".join(f"{tiny[0].decode([id_])!r} {id_}" for id_ in ids)
+    assert said.startswith(f"prompt tokens  {tokens}\nseed           7\n")
+
+
+def test_main_prints_where_standard_output_leads(monkeypatch, models_dir, tiny):
+    """A StringIO, or a notebook's stream: no file, no encoding."""
+    for name in "stdout", "stderr", "stdin":
+        monkeypatch.setattr(sys, name, io.StringIO("slow\n" if name == "stdin" else ""))
+    handler = signal.getsignal(signal.SIGINT)
+    options = "--n_tokens_to_generate", "6", *map(str, model_options(models_dir))
+    assert gpt2.main(["low", *options]) == 0
+    assert gpt2.main(["low", "--json", *options]) == 0
+    assert gpt2.main(["-", *options]) == 0
+    assert gpt2.main(["low", *options[:-1], "./nosuch"]) == 1
+    lines = sys.stdout.getvalue().split("\n")
+    assert lines[0].encode() == expected(tiny, "low", 6)
+    assert json.loads(lines[1])["text"] == lines[0]
+    assert "\n".join(lines[2:]).encode() == expected(tiny, "slow", 6) + b"\n"
+    assert sys.stderr.getvalue() == "gpt2.py: error: ./nosuch: no such directory\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_piped_prompt_may_begin_with_a_byte_order_mark(complete, tiny):
+    done = complete("-", "--n_tokens_to_generate", "5", stdin=b"\xef\xbb\xbfslow")
+    assert done.stdout == expected(tiny, "slow", 5) + b"\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("args", [["--help"], ["low"], ["low", "--json"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_told(args, unbuffered, models_dir):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("gpt2.py", *args, "--n_tokens_to_generate", "4", *model_options(models_dir)),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"gpt2.py: error: ") and done.stderr.count(b"\n") == 1
 
 
 def test_help_names_every_option(complete):
@@ -238,6 +394,10 @@ def test_help_names_every_option(complete):
         "temperature",
         "top_k",
         "top_p",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "json",
         "seed",
         "verbose",
     ):

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import make_options
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -92,6 +93,14 @@ def test_every_option_shown_is_in_help(script):
         for word in re.findall(r"--\w+", line.split(f"python {script}")[1])
     }
     assert used and used <= known
+
+
+def test_the_table_of_options_is_that_of_the_commands():
+    document = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert document == make_options.document(), "python tests/make_options.py writes it anew"
+    for script in "gpt2.py", "evaluate.py", "train.py":
+        known = set(re.findall(r"--\w+", run(script, "--help"))) - {"--help"}
+        assert known <= set(re.findall(r"--\w+", document.split(f"## {script}")[1]))
 
 
 def test_the_map_names_every_file():

@@ -52,7 +52,10 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
     for name in "", "C:x", "-x", "a\nb", "x*":
         with pytest.raises(ValueError, match="is no name of a model"):
             utils.find_model(name, Path("models"))
-    with pytest.raises(utils.UnknownModel, match="in models there is 124M; a path"):
+    with pytest.raises(
+        utils.UnknownModel,
+        match="in models and beside the program there is 124M, shakespeare; a path",
+    ):
         utils.find_model("nosuch", Path("models"))
 
 
