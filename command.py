@@ -6,6 +6,7 @@ after Ctrl-C.
 """
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -155,11 +156,17 @@ def print_line(text):
 
 def read_stdin():
     """All of standard input: UTF-8, with or without a byte order mark."""
-    data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
     try:
-        return data.decode("utf-8-sig")
+        return open_bytes("-").read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8: {error}") from None
+
+
+def open_bytes(path):
+    """A file, or standard input for -"""
+    if path != "-":
+        return open(path, "rb")
+    return getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
 
 
 def typed_lines():

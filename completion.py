@@ -12,14 +12,14 @@ import numpy as np
 import command
 
 
-def prompt_ids(prompt, encoder, hparams):
+def prompt_ids(prompt, encoder, hparams, name="the prompt"):
     """The ids of a prompt, at least one of them and as many as the model sees."""
     n_ctx = hparams["n_ctx"]
     ids = encoder.encode(prompt) or hparams["eos_token_ids"][:1]
     if not ids:
         raise ValueError("an empty prompt needs a model with an end of text: give a prompt")
     if len(ids) > n_ctx:
-        command.say(f"the prompt has {len(ids)} tokens; the model sees the last {n_ctx}")
+        command.say(f"{name} has {len(ids)} tokens; the model sees the last {n_ctx}")
     return ids[-n_ctx:]
 
 

@@ -43,6 +43,7 @@ import numpy as np
 import command
 import startup
 from completion import Completion, prompt_ids, report
+from drafts import Drafts
 
 # ================================================================================================
 # The model
@@ -50,6 +51,7 @@ from completion import Completion, prompt_ids, report
 
 N_QUERIES = 64  # that attention takes at a time: their scores stay in the processor's cache
 PIECE = 2**16  # numbers that gelu and layer_norm take at a time, for the same reason
+FEW_ROWS, FEW_PIECE = 4, 2**18  # rows, and numbers of a matrix, that product takes at a time
 FUTURE = np.triu(np.full((N_QUERIES, N_QUERIES), -np.inf, np.float32), 1)  # the mask's last columns
 
 
@@ -104,9 +106,22 @@ def mean(x):  # [n, e] -> [n, 1]
 
 
 def linear(x, w, b):  # [n, in] @ [in, out] -> [n, out]
-    x = x @ w
+    x = product(x, w)
     x += b
     return x
+
+
+def product(x, w):  # [n, in] @ [in, out] -> [n, out]
+    """x @ w; of a few rows each by itself, over pieces of w that stay in the processor's cache: a
+    BLAS copies w first for more than one row, which only pays for many."""
+    if not 1 < len(x) <= FEW_ROWS:
+        return x @ w
+    y = np.empty((len(x), w.shape[1]), np.float32)
+    n_columns = max(1, FEW_PIECE // len(w))
+    for j in range(0, w.shape[1], n_columns):
+        for row, out in zip(x, y):
+            np.matmul(row, w[:, j : j + n_columns], out=out[j : j + n_columns])
+    return y
 
 
 def attention(q, k, v):  # [h, n, d], [h, n_past + n, d] twice -> [h, n, d]
@@ -170,7 +185,7 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps, cache=None, n_past=0, n_lo
         x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
     if n_logits is not None:
         x = x[n - n_logits :]
-    return layer_norm(x, **ln_f, eps=eps) @ wte.T  # [n_logits, e] -> [n_logits, n_vocab]
+    return product(layer_norm(x, **ln_f, eps=eps), wte.T)  # [n_logits, e] -> [n_logits, n_vocab]
 
 
 def new_cache(n, n_layer, n_head, n_embd, **others):  # -> [n_layer, 2, h, n, d]
@@ -288,8 +303,8 @@ def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
 def choices(ids, params, hparams, n_tokens, sampler, drafts):
     """Iterator of (id, the logits [n_vocab] that it was chosen from); an end of text is the last.
 
-    A draft changes the time and not the tokens: each is chosen from the model's own logits, until
-    one differs from the draft (Leviathan et al. 2023).
+    A draft changes the time and not the tokens: each is chosen from the model's own logits
+    (Leviathan et al. 2023).
     """
     check("n_tokens", n_tokens or 0, 0, kind=numbers.Integral)
     ids, end = list(ids), math.inf if n_tokens is None else len(ids) + n_tokens
@@ -297,15 +312,21 @@ def choices(ids, params, hparams, n_tokens, sampler, drafts):
     while len(ids) < end:
         guess = drafts.guess(ids, min(end - len(ids) - 1, window.room(ids)))
         n_before = len(ids)
-        for logits, guessed in zip_longest(window.logits(ids, guess), guess):
-            id_ = sampler.choose(logits, ids[window.start :])
+        for id_, logits in accept(window.logits(ids, guess), guess, ids, window.start, sampler):
             yield id_, logits
             if id_ in hparams["eos_token_ids"]:
                 return
-            ids.append(id_)
-            if id_ != guessed:
-                break
         drafts.judge(guess, n_right=len(ids) - n_before - 1)
+
+
+def accept(logits, guess, ids, start, sampler):  # [1 + len(guess), n_vocab]
+    """Choose what follows the ids and, as long as the guess was right, what follows that: yield
+    (id, its logits), and append the id. start: the first of the ids that the model sees."""
+    for row, guessed in zip_longest(logits, guess):
+        ids.append(sampler.choose(row, ids[start:]))
+        yield ids[-1], row
+        if ids[-1] != guessed:
+            break
 
 
 def checked(inputs, params, hparams):
@@ -356,55 +377,6 @@ def window_start(n, n_ctx):
         return 0
     half = max(1, n_ctx // 2)
     return math.ceil((n - n_ctx) / half) * half
-
-
-class Drafts:
-    """Guesses at what follows, from what is there: prompt lookup (Saxena 2023).
-
-    A pass of 2 to 16 rows costs about 3 passes of one (docs/speed.md), so a guess is long, and has
-    to be good: the more often it was wrong, the longer the pause before the next one.
-    """
-
-    NGRAM = 3  # the last tokens, which are looked up in the text before them
-    FIRST, LONGEST = 7, 31  # tokens of a draft: 8 and 32 rows with the token at hand
-
-    def __init__(self, longest=LONGEST):
-        self.longest, self.length, self.n_misses, self.pause = longest, self.FIRST, 0, 0
-        self.text = ""  # a character for each id, so that str.rfind searches
-        self.n_passes = 0
-
-    def guess(self, ids, room):
-        """Up to room ids that may follow; none in a pause, or where nothing is found."""
-        self.n_passes += 1
-        self.text += "".join(map(chr, ids[len(self.text) :]))
-        if self.pause > 0:
-            self.pause -= 1
-            return []
-        found = look_up(self.text, self.NGRAM, min(self.length, self.longest, room))
-        return [*map(ord, found)]
-
-    def judge(self, guess, n_right):
-        """How good the last guess was decides on the next one."""
-        if not guess:
-            return
-        if n_right >= len(guess) // 2:
-            self.n_misses = 0
-            self.length = 2 * len(guess) + 1 if n_right == len(guess) else len(guess)
-        else:
-            self.n_misses += 1
-            self.length, self.pause = self.FIRST, 2 ** min(self.n_misses + 1, 6) - 1
-
-
-def look_up(text, n, length):
-    """What followed the last n tokens when they were last there, "" if they were not.
-
-    A guess that reaches the end of the text goes round: "abcdeabc", 3, 10 -> "deabcdeabc"
-    """
-    place = text.rfind(text[-n:], 0, -1)
-    if place < 0 or length <= 0 or text == "":
-        return ""
-    cycle = text[place + n :]
-    return (cycle * (length // len(cycle) + 1))[:length]
 
 
 # ================================================================================================

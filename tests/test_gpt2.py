@@ -21,6 +21,7 @@ from conftest import (
     watch,
 )
 
+import drafts
 import gpt2
 import gpt2_pico
 from gpt2 import N_QUERIES
@@ -91,6 +92,21 @@ def test_shakespeare_text_is_that_of_transformers(case, shared):
     tokens = list(gpt2.generate(case["ids"], params, hparams, len(case["tokens"])))
     assert tokens == case["tokens"]
     assert encoder.decode(tokens) == case["text"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, gpt2.FEW_ROWS, gpt2.FEW_ROWS + 1, 20])
+@pytest.mark.parametrize("n_in, n_out", [(40, 120), (8, 3), (200_000, 7), (64, 9001)])
+def test_a_product_of_few_rows_is_the_product(n, n_in, n_out):
+    rng = np.random.default_rng(n)
+    x, w = (
+        rng.standard_normal((n, n_in), np.float32),
+        rng.standard_normal((n_in, n_out), np.float32),
+    )
+    expected = x.astype(np.float64) @ w
+    for matrix in w, np.ascontiguousarray(w.T).T:  # the table of tokens is turned
+        found = gpt2.product(x, matrix)
+        assert found.dtype == np.float32 and found.shape == (n, n_out)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * math.sqrt(n_in) + 1e-3)
 
 
 def test_every_way_of_cutting_a_short_input_gives_the_same_logits():
@@ -492,13 +508,13 @@ def test_a_draft_ends_with_the_text_at_eos(cycles):
 
 
 def test_a_guess_follows_the_latest_occurrence_and_goes_round():
-    assert gpt2.look_up("abcdeabc", 3, 10) == "deabcdeabc"
-    assert gpt2.look_up("abcXabcYabc", 3, 2) == "Ya"
-    assert gpt2.look_up("aaaa", 3, 5) == "aaaaa"
-    assert gpt2.look_up("abcdabc", 3, 0) == gpt2.look_up("abcdabc", 3, -1) == ""
+    assert drafts.look_up("abcdeabc", 3, 10) == "deabcdeabc"
+    assert drafts.look_up("abcXabcYabc", 3, 2) == "Ya"
+    assert drafts.look_up("aaaa", 3, 5) == "aaaaa"
+    assert drafts.look_up("abcdabc", 3, 0) == drafts.look_up("abcdabc", 3, -1) == ""
     for text in "abcd", "ab", "":
-        assert gpt2.look_up(text, 3, 5) == ""
-    assert gpt2.look_up("abXab", 2, 3) == "Xab" and gpt2.look_up("abXab", 3, 3) == ""
+        assert drafts.look_up(text, 3, 5) == ""
+    assert drafts.look_up("abXab", 2, 3) == "Xab" and drafts.look_up("abXab", 3, 3) == ""
 
 
 REPEATS = [1, 2, 3, 4] * 10

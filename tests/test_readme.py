@@ -83,7 +83,9 @@ def test_pico_command_runs():
     assert run(*shlex.split(command)[1:]).startswith(" be")
 
 
-@pytest.mark.parametrize("script", ["gpt2.py", "gpt2_pico.py", "evaluate.py", "train.py"])
+@pytest.mark.parametrize(
+    "script", ["gpt2.py", "gpt2_pico.py", "batch.py", "evaluate.py", "train.py"]
+)
 def test_every_option_shown_is_in_help(script):
     known = set(re.findall(r"--\w+", run(script, "--help")))
     used = {
@@ -98,7 +100,7 @@ def test_every_option_shown_is_in_help(script):
 def test_the_table_of_options_is_that_of_the_commands():
     document = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert document == make_options.document(), "python tests/make_options.py writes it anew"
-    for script in "gpt2.py", "evaluate.py", "train.py":
+    for script in "gpt2.py", "batch.py", "evaluate.py", "train.py":
         known = set(re.findall(r"--\w+", run(script, "--help"))) - {"--help"}
         assert known <= set(re.findall(r"--\w+", document.split(f"## {script}")[1]))
 
@@ -129,7 +131,7 @@ def test_requirements_are_the_four_and_each_command_names_them():
         "tqdm",
     ]
     scripts = [path for path in ROOT.glob("*.py") if "# /// script" in path.read_text("utf-8")]
-    assert {"gpt2.py", "train.py", "evaluate.py"} <= {path.name for path in scripts}
+    assert {"gpt2.py", "batch.py", "train.py", "evaluate.py"} <= {path.name for path in scripts}
     for path in scripts:
         block = re.search(r"^# /// script$\n((?:# .*\n)+)# ///$", path.read_text("utf-8"), re.M)[1]
         named = re.search(r"dependencies = \[(.*)\]", block)[1]

@@ -1,0 +1,311 @@
+"""batch.py against gpt2.py, a text at a time: logits, tokens, and the command as a process."""
+
+import json
+import os
+import random
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import EPS, N_HEAD, TINY, command, model_options, random_params, run, some_ids
+
+import batch
+import gpt2
+from batch import Text, generate_many
+from model_files.directory import save_model
+
+N_CTX = TINY["n_ctx"]
+PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6] * 5, [7] * N_CTX, [2, 7, 1, 8], [9] * 30, [4, 4]]
+
+
+def one_by_one(prompts, params, hparams, n, **options):
+    return [list(gpt2.generate(ids, params, hparams, n, **options)) for ids in prompts]
+
+
+def together(prompts, params, hparams, n, **options):
+    found = [[] for _ in prompts]
+    for i, id_ in generate_many(iter(prompts), params, hparams, n, **options):
+        found[i].append(id_)
+    return found
+
+
+# The model
+
+
+def test_logits_are_those_of_each_text_alone():
+    params, rng = random_params(seed=1), random.Random(2)
+    for _ in range(20):
+        texts, expected = [], []
+        for i in range(rng.randint(1, 7)):
+            ids = some_ids(rng.randint(1, N_CTX), seed=i).tolist()
+            text = Text(ids, 0, None, TINY, i)
+            text.cache = gpt2.new_cache(N_CTX, **TINY)
+            text.n_past = rng.randrange(len(ids))
+            text.new = ids[text.n_past :]
+            text.n_logits = rng.randint(0, len(text.new))
+            model = {**params, "n_head": N_HEAD, "eps": EPS, "cache": text.cache}
+            if text.n_past:
+                gpt2.gpt2(ids[: text.n_past], **model)
+            model["cache"] = text.cache.copy()
+            logits = gpt2.gpt2(text.new, **model, n_past=text.n_past)
+            expected.append(logits[len(text.new) - text.n_logits :])
+            texts.append(text)
+        found = batch.gpt2_many(texts, **params, n_head=N_HEAD, eps=EPS)
+        np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-5)
+        assert found.dtype == np.float32
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 32])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2, "top_k": 30, "seed": 3}])
+def test_each_text_gets_the_tokens_that_it_gets_alone(batch_size, sampling):
+    """Prompts of one token and of the whole context, and texts that outgrow it."""
+    for seed in range(3):
+        params = random_params(seed)
+        expected = one_by_one(PROMPTS, params, TINY, 60, **sampling)
+        options = {**sampling, "batch_size": batch_size}
+        assert together(PROMPTS, params, TINY, 60, **options) == expected
+        assert {len(ids) for ids in expected} == {60}
+
+
+def test_a_penalty_and_several_ends_count_in_each_text_by_itself():
+    params, hparams = random_params(seed=4), {**TINY, "eos_token_ids": [3, 11, 40]}
+    options = {"temperature": 1.5, "seed": 5, "repetition_penalty": 1.2}
+    expected = one_by_one(PROMPTS, params, hparams, 60, **options)
+    assert together(PROMPTS, params, hparams, 60, batch_size=3, **options) == expected
+    assert len({len(ids) for ids in expected}) > 2  # some have ended sooner
+
+
+def watch_passes(monkeypatch):
+    """-> a list that gets, for each pass, the (name, number of rows) of its texts."""
+    passes, inner = [], batch.gpt2_many
+
+    def watched(texts, **model):
+        passes.append([(text.name, len(text.new)) for text in texts])
+        return inner(texts, **model)
+
+    monkeypatch.setattr(batch, "gpt2_many", watched)
+    return passes
+
+
+def test_a_finished_text_makes_room_for_the_next_at_once(monkeypatch):
+    passes, params = watch_passes(monkeypatch), random_params(seed=6)
+    prompts = [[i + 1] for i in range(7)]
+    together(prompts, params, TINY, 10, batch_size=3, temperature=1, seed=0)
+    assert max(map(len, passes)) == 3
+    assert all(len(texts) == 3 for texts in passes[:-10])
+    assert {name for texts in passes for name, _ in texts} == set(range(7))
+
+
+def test_a_long_prompt_does_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(batch, "PROMPT_ROWS", 8)
+    passes, params = watch_passes(monkeypatch), random_params(seed=6)
+    prompts = [[1], [5] * 47, [2], [6] * 20]
+    expected = one_by_one(prompts, params, TINY, 12)
+    assert together(prompts, params, TINY, 12) == expected
+    assert all(sum(n for _, n in texts if n > 1) <= 8 + 2 * 31 for texts in passes)
+    for name in 0, 2:
+        assert all(name in dict(texts) for texts in passes[:4])
+    assert dict(passes[0])[1] == 8 and 3 not in dict(passes[0])
+
+
+def test_drafts_are_checked_in_a_batch(monkeypatch):
+    params = random_params(0, n_ctx=200)
+    params, hparams = {**params, "wpe": params["wpe"] * 0}, {**TINY, "n_ctx": 200}  # goes round
+    passes, prompts = watch_passes(monkeypatch), [[7] * 20, [8] * 10]
+    expected = one_by_one(prompts, params, hparams, 150)
+    assert together(prompts, params, hparams, 150) == expected
+    assert len(passes) < 75
+    assert max(sum(n for _, n in texts) for texts in passes[1:]) <= batch.DRAFT_ROWS
+
+
+def test_memory_of_the_caches_is_bounded(monkeypatch):
+    one = gpt2.new_cache(13, **TINY).nbytes
+    monkeypatch.setattr(batch, "CACHE_BYTES", 2 * one)
+    passes, params = watch_passes(monkeypatch), random_params(seed=6)
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1] * 40, [2, 3, 4]]
+    assert together(prompts, params, TINY, 10) == one_by_one(prompts, params, TINY, 10)
+    assert max(map(len, passes)) == 2
+    assert any([name for name, _ in texts] == [3] for texts in passes)  # more than the limit
+
+
+def test_whoever_reads_can_end_a_text():
+    params, texts = random_params(seed=8), []
+    waiting = [Text(ids, 20, gpt2.Sampler(), TINY, i) for i, ids in enumerate(PROMPTS)]
+    counts = [0] * len(PROMPTS)
+    for text, id_, logits in batch.choices_many(
+        lambda idle: waiting.pop(0) if waiting else None, params, TINY, 3
+    ):
+        if id_ is None:
+            texts.append(text.name)
+            continue
+        assert logits.argmax() == id_
+        counts[text.name] += 1
+        text.over = counts[text.name] == 2 + text.name
+    assert counts == [2, 3, 4, 5, 6, 7, 8] and sorted(texts) == list(range(7))
+
+
+def test_no_prompt_and_no_token():
+    params = random_params(seed=8)
+    assert list(generate_many([], params, TINY, 5)) == []
+    assert list(generate_many([[1], [2]], params, TINY, 0)) == []
+    with pytest.raises(ValueError, match="an id is"):
+        list(generate_many([[1], [-1]], params, TINY, 5))
+
+
+# The command
+
+
+@pytest.fixture
+def complete(models_dir):
+    def complete(lines, *args, stdin=b"", **options):
+        return run("batch.py", lines, *args, *model_options(models_dir), stdin=stdin, **options)
+
+    return complete
+
+
+def alone(models_dir, prompt, *args):
+    options = "--json", "--n_tokens_to_generate", "12", *args, *model_options(models_dir)
+    return json.loads(run("gpt2.py", prompt, *options).stdout)
+
+
+def without_time(found):
+    return {name: x for name, x in found.items() if name not in ("seconds", "line", "sample")}
+
+
+def test_each_prompt_gets_the_object_that_gpt2_gives(complete, models_dir, tmp_path):
+    prompts = ["low", "", "slower é", "low low low low low low low low low low low low low"]
+    (tmp_path / "p.txt").write_bytes("\ufefflow\n\nslower é\r\n".encode() + prompts[3].encode())
+    done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "12", "--batch_size", "3")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [one["line"] for one in found] == [1, 2, 3, 4]
+    for one, prompt in zip(found, prompts):
+        expected = alone(models_dir, prompt)
+        np.testing.assert_allclose(
+            one.pop("log_probabilities"), expected.pop("log_probabilities"), atol=1e-4
+        )
+        assert without_time(one) == without_time(expected)
+
+
+def test_samples_are_those_of_their_seeds(complete, models_dir, tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "low", "seed": 5}\n{"prompt": "slow", "n_tokens": 3}\n{"prompt": "low"}'
+    )
+    args = tmp_path / "p.jsonl", "--n_samples", "3", "--n_tokens_to_generate", "12"
+    done = complete(*args)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["line"], one["sample"]) for one in found] == [
+        (line, sample) for line in (1, 2, 3) for sample in (0, 1, 2)
+    ]
+    encoder, hparams, params = tiny
+    for one in found:
+        sampler = gpt2.Sampler(seed=one["seed"])
+        if one["sample"]:
+            sequence = np.random.SeedSequence(one["seed"], spawn_key=(one["sample"],))
+            sampler.rng = np.random.default_rng(sequence)
+        ids, n = encoder.encode(one["prompt"]), 3 if one["line"] == 2 else 12
+        chosen = [id_ for id_, _ in gpt2.choices(ids, params, hparams, n, sampler, gpt2.Drafts())]
+        ends = hparams["eos_token_ids"]
+        assert one["ids"] == [id_ for id_ in chosen if id_ not in ends]
+        assert one["ended"] == ("end of text" if chosen[-1] in ends else "length")
+    assert [one["seed"] for one in found[:3]] == [5, 5, 5]
+    assert found[0]["ids"] == alone(models_dir, "low", "--seed", "5")["ids"]
+    assert len({tuple(one["ids"]) for one in found[:3]}) == 3
+    assert found[3]["seed"] == found[5]["seed"] != found[6]["seed"]
+
+
+@pytest.mark.parametrize(
+    "lines, bad",
+    [
+        (b'low\n\xff\xfe\nslow\n{"prompt": 3}', {2: "utf-8"}),
+        (
+            b'{"prompt": "low"}\nlow\n{"text": "low"}\n\n["prompt"]\n{"prompt": "a", "seed": -1}\n'
+            b'{"prompt": "a", "n_tokens": "9"}\n{"prompt": 3}\n{"prompt": "slow", "seed": null}',
+            {2: "", 3: "prompt", 4: "", 5: "prompt", 6: "seed", 7: "n_tokens", 8: "prompt"},
+        ),
+    ],
+)
+def test_a_bad_line_is_told_and_the_rest_goes_on(lines, bad, complete, tmp_path):
+    (tmp_path / "p.txt").write_bytes(lines)
+    done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "2")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["line"] for one in found] == list(range(1, lines.count(b"\n") + 2))
+    assert {one["line"] for one in found if "error" in one} == set(bad)
+    assert all(bad[one["line"]] in one["error"] for one in found if "error" in one)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"batch.py: error: ") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args, status, words",
+    [
+        (["p.txt", "--n_samples", "2", "--temperature", "0"], 2, ["n_samples", "temperature 0"]),
+        (["p.txt", "--batch_size", "0"], 2, ["batch_size"]),
+        (["nosuch.txt"], 1, ["nosuch.txt"]),
+        ([], 2, ["prompts"]),
+    ],
+)
+def test_what_means_nothing_is_refused(args, status, words, models_dir, tmp_path):
+    (tmp_path / "p.txt").write_text("low")
+    done = run("batch.py", *args, *model_options(models_dir), cwd=tmp_path)
+    last = done.stderr.decode().strip().split("\n")[-1]
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert last.startswith("batch.py: error: ") and all(word in last for word in words)
+
+
+def test_lines_are_completed_as_they_come(models_dir):
+    args = command("batch.py", "-", "--n_tokens_to_generate", "2", *model_options(models_dir))
+    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for line in "low", "slow", "low":
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["prompt"] == line
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
+def test_stops_end_a_text_and_the_order_stays(complete, models_dir, tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "low", "n_tokens": 200}\n{"prompt": "low", "n_tokens": 0}\n'
+    )
+    whole, none = map(json.loads, complete(tmp_path / "p.jsonl").stdout.splitlines())
+    assert len(whole["ids"]) == 200 and (none["ids"], none["ended"]) == ([], "length")
+    stop = next(char for char in whole["text"] if char.isascii())
+    lines = complete(tmp_path / "p.jsonl", "--stop", stop).stdout.splitlines()
+    found = json.loads(lines[0])
+    assert found["text"] == whole["text"][: whole["text"].index(stop)]
+    assert found["ended"] == "stop" and len(lines) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_run_has_printed_whole_lines(models_dir, tmp_path):
+    (tmp_path / "p.txt").write_text("low low slow\n" * 1000)
+    args = command("batch.py", tmp_path / "p.txt", *model_options(models_dir))
+    sizes = []
+    for _ in range(int(os.environ.get("BATCH_KILLS", 3))):
+        with open(tmp_path / "out.jsonl", "wb") as out:
+            process = subprocess.Popen(args, stdout=out)
+            time.sleep(random.uniform(0.3, 1.5))
+            process.kill()
+            process.wait()
+        data = (tmp_path / "out.jsonl").read_bytes()
+        assert data.endswith(b"\n") or not data
+        found = [json.loads(line) for line in data.splitlines()]
+        assert [one["line"] for one in found] == list(range(1, len(found) + 1))
+        sizes.append(len(found))
+    assert min(sizes) < 1000
+
+
+def test_a_text_that_ends_says_so(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    first = next(gpt2.generate(encoder.encode("low"), params, hparams, 1))
+    save_model(tmp_path / "end", {**hparams, "eos_token_ids": [first]}, params, encoder.vocabulary)
+    (tmp_path / "p.txt").write_text("low\n")
+    done = run("batch.py", tmp_path / "p.txt", *model_options(tmp_path, "end"))
+    found = json.loads(done.stdout)
+    assert (found["ended"], found["ids"], found["text"]) == ("end of text", [], "")
