@@ -13,7 +13,7 @@ class Drafts:
     """
 
     NGRAM = 3  # the last tokens, which are looked up in the text before them
-    FIRST, LONGEST = 7, 31  # tokens of a draft: 8 and 32 rows with the token at hand
+    FIRST, LONGEST = 7, 31  # tokens of a draft: 8 and 32 rows with the last one before it
 
     def __init__(self, longest=LONGEST):
         self.longest, self.length, self.n_misses, self.pause = longest, self.FIRST, 0, 0
@@ -31,15 +31,15 @@ class Drafts:
         return [*map(ord, found)]
 
     def judge(self, guess, n_right):
-        """How good the last guess was decides on the next one."""
+        """Half right: the next is as long; all: twice; less: as at first, after a growing pause."""
         if not guess:
             return
-        if n_right >= len(guess) // 2:
+        if 2 * n_right >= len(guess):
             self.n_misses = 0
             self.length = 2 * len(guess) + 1 if n_right == len(guess) else len(guess)
         else:
             self.n_misses += 1
-            self.length, self.pause = self.FIRST, 2 ** min(self.n_misses + 1, 6) - 1
+            self.length, self.pause = self.FIRST, 2 ** min(self.n_misses + 1, 6) - 1  # 3, 7 … 63
 
 
 def look_up(text, n, length):
@@ -47,7 +47,7 @@ def look_up(text, n, length):
 
     A guess that reaches the end of the text goes round: "abcdeabc", 3, 10 -> "deabcdeabc"
     """
-    place = text.rfind(text[-n:], 0, -1)
+    place = text.rfind(text[-n:], 0, -1)  # -1: but not at the very end, where they are now
     if place < 0 or length <= 0 or text == "":
         return ""
     cycle = text[place + n :]

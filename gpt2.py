@@ -49,10 +49,10 @@ from drafts import Drafts
 # The model
 # ================================================================================================
 
-N_QUERIES = 64  # that attention takes at a time: their scores stay in the processor's cache
-PIECE = 2**16  # numbers that gelu and layer_norm take at a time, for the same reason
+N_QUERIES = 64  # at a time, in attention: so their scores stay in the processor's cache
+PIECE = 2**16  # numbers at a time, in gelu and layer_norm, for the same reason
 FEW_ROWS, FEW_PIECE = 4, 2**18  # rows, and numbers of a matrix, that product takes at a time
-FUTURE = np.triu(np.full((N_QUERIES, N_QUERIES), -np.inf, np.float32), 1)  # the mask's last columns
+FUTURE = np.triu(np.full((N_QUERIES, N_QUERIES), -np.inf, np.float32), 1)  # -inf: not to be seen
 
 
 def gelu(x):  # [n, 4e] -> [n, 4e]
@@ -65,7 +65,7 @@ def gelu(x):  # [n, 4e] -> [n, 4e]
 def normal_cdf(x):  # [n, 4e] -> [n, 4e]
     """The share of a normal distribution that lies below x, nearly: Hendrycks and Gimpel 2016.
 
-    0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), each step in place.
+    0.5 (1 + tanh(x (c + 0.044715 c x^2))), where c = sqrt(2/pi); each step in place.
     """
     cdf = x * x
     cdf *= 0.044715 * math.sqrt(2 / math.pi)
@@ -77,9 +77,9 @@ def normal_cdf(x):  # [n, 4e] -> [n, 4e]
     return cdf
 
 
-def pieces(x):  # [n, m] -> slices of n
-    """Rows of PIECE numbers. NumPy goes over the whole array for each operation: eight times over
-    a piece that the processor's cache holds is faster than eight times through memory."""
+def pieces(x):  # [n, ...] -> slices of n
+    """Groups of rows, PIECE numbers in all. NumPy goes over the whole array for each operation: the
+    eight of gelu are faster over a piece in the processor's cache than through all the memory."""
     n_rows = max(1, PIECE // x.shape[1])
     return [slice(i, i + n_rows) for i in range(0, len(x), n_rows)]
 
@@ -101,7 +101,7 @@ def layer_norm(x, g, b, eps):  # [n, e] -> [n, e]
 
 
 def mean(x):  # [n, e] -> [n, 1]
-    """x.mean(-1, keepdims=True) in half the time for a single row: 50 of them make a token."""
+    """x.mean(-1, keepdims=True) in half the time for one row; a token in 124M takes 50 of them."""
     return np.add.reduce(x, -1, keepdims=True) / x.shape[-1]
 
 
@@ -127,22 +127,22 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
 def attention(q, k, v):  # [h, n, d], [h, n_past + n, d] twice -> [h, n, d]
     """softmax(q k^T / sqrt(d)) v, where the last query stands at the last key.
 
-    The division by the rows' sums, which softmax ends in, comes last: there are fewer numbers.
+    Softmax's division comes last: a row of y has d numbers, a row of scores one for each key.
     """
     n, d = q.shape[-2:]
     n_past = k.shape[-2] - n
-    q = q * (1 / math.sqrt(d))
+    q = q * (1 / math.sqrt(d))  # before the product, for the same reason
     y = np.empty_like(q)
     for i in range(0, n, N_QUERIES):
         j = min(i + N_QUERIES, n)
-        weights = exp_scores(q[..., i:j, :], k[..., : n_past + j, :])  # [h, m, n_past + j]
-        np.matmul(weights, v[..., : n_past + j, :], out=y[..., i:j, :])
-        y[..., i:j, :] /= weights.sum(-1, keepdims=True)
+        exps = exp_scores(q[..., i:j, :], k[..., : n_past + j, :])  # [h, m, n_past + j]
+        np.matmul(exps, v[..., : n_past + j, :], out=y[..., i:j, :])
+        y[..., i:j, :] /= exps.sum(-1, keepdims=True)
     return y
 
 
-def exp_scores(q, k):  # [h, m, d], [h, n, d] -> [h, m, n]
-    """exp(score - maximum), which softmax then divides; 0 for a key that a query must not see.
+def exp_scores(q, k):  # [h, m, d], [h, n_keys, d] -> [h, m, n_keys]
+    """Softmax without its division, exp(score - maximum); 0 for a key that a query must not see.
 
     The m queries stand at the last m keys, so only the last m columns need the mask.
     """
@@ -154,7 +154,7 @@ def exp_scores(q, k):  # [h, m, d], [h, n, d] -> [h, m, n]
     return scores
 
 
-def mha(x, c_attn, c_proj, n_head, cache, n_past):  # [n, e] -> [n, e]
+def mha(x, c_attn, c_proj, n_head, cache, n_past):  # [n, e] -> [n, e]; cache [2, h, room, d]
     n, e = x.shape
     qkv = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head)  # [n, 3e] -> [n, 3, h, d]
     qkv = qkv.transpose(1, 2, 0, 3)  # [3, h, n, d]
@@ -172,8 +172,8 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps, cache=None, n_past=0, n_lo
     """Logits of the tokens that follow: [n] ids -> [n_logits or n, n_vocab].
 
     cache: of new_cache; holds n_past positions on entry and n_past + n on return. Without one the
-    inputs are the whole text. n_logits: only those of the last positions, as generating needs no
-    others, and they are the largest product.
+    inputs are the whole text. n_logits: of the last positions only, as generating needs no others
+    and the product with wte is the largest.
     """
     n, e = len(inputs), wte.shape[1]
     if cache is None:
@@ -181,7 +181,7 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps, cache=None, n_past=0, n_lo
     x = wte[inputs] + wpe[n_past : n_past + n]  # [n] -> [n, e]
     for block, kv in zip(blocks, cache):
         y = layer_norm(x, **block["ln_1"], eps=eps)
-        x = x + mha(y, **block["attn"], n_head=n_head, cache=kv, n_past=n_past)
+        x += mha(y, **block["attn"], n_head=n_head, cache=kv, n_past=n_past)
         x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
     if n_logits is not None:
         x = x[n - n_logits :]
@@ -189,7 +189,7 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps, cache=None, n_past=0, n_lo
 
 
 def new_cache(n, n_layer, n_head, n_embd, **others):  # -> [n_layer, 2, h, n, d]
-    """Room for the keys and values of n positions; takes a model's hparams as keywords."""
+    """Room for the keys and values of n positions: new_cache(n, **hparams), of which it takes 3."""
     return np.empty((n_layer, 2, n_head, n, n_embd // n_head), np.float32)
 
 
@@ -199,13 +199,13 @@ def new_cache(n, n_layer, n_head, n_embd, **others):  # -> [n_layer, 2, h, n, d]
 
 
 def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
-    """The distribution that sampling draws from: [n_vocab] -> [n_vocab], float64; in this order.
+    """The distribution that sampling draws from: [n_vocab] -> [n_vocab], float64. Step by step:
 
-    softmax(logits / temperature); the top_k most likely tokens (and those equal to the last of
-    them); of these the fewest that have together top_p (Holtzman et al. 2020); of these the ones
-    at least min_p times as likely as the first (Nguyen et al. 2024).
+    softmax(logits / temperature), which below 1 favours the likely; the top_k likeliest tokens (and
+    any equal to the last); of these the fewest that together have top_p (Holtzman et al. 2020); of
+    these the ones at least min_p times as likely as the first (Nguyen et al. 2024).
     """
-    with np.errstate(over="ignore"):  # to -inf, at a temperature near 0
+    with np.errstate(over="ignore"):  # a temperature near 0 may give -inf: a share of 0
         logits = (logits.astype(np.float64) - logits.max()) / temperature
     if top_k is not None and top_k < len(logits):
         logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf
@@ -213,7 +213,7 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     if top_p < 1:
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]  # what the more likely tokens have together
-        before[0] = -1  # the first one stays
+        before[0] = -1  # the first one stays, also at top_p 0
         p[order[before >= top_p]] = 0
         p /= p.sum()
     if min_p > 0:
@@ -223,7 +223,7 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
 
 
 def penalize(logits, ids, penalty):  # [n_vocab], [n] -> [n_vocab]
-    """Make the tokens that are there already less likely (Keskar et al. 2019)."""
+    """Lower the logits of the tokens in a text, above 0 and below (Keskar et al. 2019)."""
     logits, found = logits.copy(), logits[ids]
     logits[ids] = np.where(found < 0, found * penalty, found / penalty)
     return logits
@@ -232,8 +232,8 @@ def penalize(logits, ids, penalty):  # [n_vocab], [n] -> [n_vocab]
 class Sampler:
     """How the next token is chosen: the most likely one, or one drawn at random.
 
-    temperature: 0 is the most likely token. Left out it is 0, but 1 where top_k, top_p, min_p or a
-    seed ask for a draw. seed: the same one draws the same tokens again; left out, any.
+    temperature: 0 is the most likely token. Left out it is 1 if top_k, top_p, min_p or a seed is
+    given, for a draw, else 0. seed: the same one draws the same tokens again; left out, any.
     repetition_penalty: above 1 repeats less, and comes first, draw or not.
     """
 
@@ -247,7 +247,7 @@ class Sampler:
         seed=None,
     ):
         if temperature is None:
-            temperature = 0.0 if top_k is top_p is min_p is seed is None else 1.0
+            temperature = 0.0 if (top_k, top_p, min_p, seed) == (None,) * 4 else 1.0
         self.temperature, self.penalty = temperature, repetition_penalty or 1.0
         self.cut = {"top_k": top_k, "top_p": 1.0 if top_p is None else top_p, "min_p": min_p or 0.0}
         check("temperature", temperature, 0)
@@ -262,7 +262,7 @@ class Sampler:
             self.rng = np.random.default_rng(self.seed)
 
     def choose(self, logits, ids):  # [n_vocab], the ids that the model sees -> id
-        """A draw takes one random number, so that drafts change no text."""
+        """A draw takes one random number a token, whether drafts are checked or not."""
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):  # argmax finds a NaN, too
             raise ValueError("the model's logits are not finite: its weights are damaged")
@@ -270,6 +270,7 @@ class Sampler:
             logits = penalize(logits, ids, self.penalty)
         if self.temperature == 0:
             return best if self.penalty == 1 else int(logits.argmax())
+        # Each token has its share of the way from 0 to 1; a random place on it lies in one.
         total = np.cumsum(probabilities(logits, self.temperature, **self.cut))
         return int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
 
@@ -291,8 +292,8 @@ def check(name, value, low, high=math.inf, kind=numbers.Real):
 def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
     """Iterator of up to n_tokens ids that continue the inputs; ends before the end of text.
 
-    inputs: ids; without any the end of text comes first, as between two texts. n_tokens: None goes
-    on for ever. drafts: a Drafts, to change its rules. sampling: options of Sampler.
+    inputs: ids; none: that of an end of text, as if one had just ended. n_tokens: None goes
+    on for ever. drafts: Drafts(0) makes none. sampling: options of Sampler.
     """
     ids = checked(inputs, params, hparams)
     for id_, _ in choices(ids, params, hparams, n_tokens, Sampler(**sampling), drafts or Drafts()):
@@ -310,8 +311,8 @@ def choices(ids, params, hparams, n_tokens, sampler, drafts):
     ids, end = list(ids), math.inf if n_tokens is None else len(ids) + n_tokens
     window = Window(params, hparams, end)
     while len(ids) < end:
-        guess = drafts.guess(ids, min(end - len(ids) - 1, window.room(ids)))
-        n_before = len(ids)
+        n_before = len(ids)  # a pass gives a token more than it guessed right: hence - 1, twice
+        guess = drafts.guess(ids, min(end - n_before - 1, window.room(ids)))
         for id_, logits in accept(window.logits(ids, guess), guess, ids, window.start, sampler):
             yield id_, logits
             if id_ in hparams["eos_token_ids"]:
@@ -325,7 +326,7 @@ def accept(logits, guess, ids, start, sampler):  # [1 + len(guess), n_vocab]
     for row, guessed in zip_longest(logits, guess):
         ids.append(sampler.choose(row, ids[start:]))
         yield ids[-1], row
-        if ids[-1] != guessed:
+        if ids[-1] != guessed:  # or there is no guess: zip_longest's None
             break
 
 
@@ -344,9 +345,9 @@ def checked(inputs, params, hparams):
 class Window:
     """The part of a growing text that the model sees, and its keys and values."""
 
-    def __init__(self, params, hparams, n):
-        self.params, self.n_ctx = params, hparams["n_ctx"]
-        self.model = {"n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
+    def __init__(self, params, hparams, n):  # n: how long the text may get
+        self.n_ctx, eps = hparams["n_ctx"], hparams["layer_norm_epsilon"]
+        self.model = {**params, "n_head": hparams["n_head"], "eps": eps}
         self.cache = new_cache(min(n, self.n_ctx), **hparams)
         self.start = None  # the cache holds nothing yet
 
@@ -357,22 +358,21 @@ class Window:
     def logits(self, ids, guess=()):  # -> [1 + len(guess), n_vocab]
         """What follows the ids, and what would follow each id of a guess at their continuation.
 
-        From one call to the next the ids grow by those of the guess that were right and one more:
-        so the cache knows all but the last, and what was wrong is overwritten.
+        Since the last call the ids have grown by what was right of its guess, which the cache has,
+        and by one id more: that is new, and goes where the wrong ones are.
         """
         start = window_start(len(ids), self.n_ctx)
-        n_past = len(ids) - 1 - start if start == self.start else 0
+        n_past = len(ids) - 1 - start if start == self.start else 0  # all anew after a jump
         self.start = start
         new = [*ids[start + n_past :], *guess]
         n_logits = 1 + len(guess)
-        model = {**self.params, **self.model}
-        return gpt2(new, **model, cache=self.cache, n_past=n_past, n_logits=n_logits)
+        return gpt2(new, **self.model, cache=self.cache, n_past=n_past, n_logits=n_logits)
 
 
 def window_start(n, n_ctx):
     """The first of n positions that the model still sees. Past n_ctx the window jumps by half of
-    it: sliding by one would move every position embedding, and so cost all of a prompt's time for
-    each token. window_start(48, 48) is 0, of 49 to 72 it is 24, of 73 to 96 it is 48."""
+    it: sliding by one would give every token another place, void the cache and cost a prompt's time
+    for each. window_start(48, 48) is 0, of 49 to 72 it is 24, of 73 to 96 it is 48."""
     if n <= n_ctx:
         return 0
     half = max(1, n_ctx // 2)

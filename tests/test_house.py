@@ -97,6 +97,10 @@ def test_no_function_is_longer_than_45_lines(name):
             assert node.end_lineno - node.lineno + 1 <= 45, node.name
 
 
+def test_the_formula_has_less_than_100_lines():
+    assert n_lines("gpt2_pico") < 100
+
+
 def test_what_there_is_to_read_has_less_than_2500_lines():
     assert sum(map(n_lines, READING)) < 2500
     assert {name for name in FILES if "." not in name} == {*READING, *BESIDE}
