@@ -4,6 +4,7 @@ A text may be larger than memory: it is read a megabyte at a time, and its ids g
 is then mapped. Its last part is held out, to see how well the model predicts what it has not seen.
 """
 
+import codecs
 import os
 import re
 from itertools import compress
@@ -12,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from encoder import Encoder
-from model_files.vocabulary import Vocabulary
 
 BLOCK = 2**20  # bytes of a text that are read at a time
 COPIES = 16  # of the text, each cut into other tokens, with merge dropout
@@ -41,7 +41,8 @@ def read_text(path, start, stop, lowercase=False, stopwords=()):
     """Bytes start to stop of a UTF-8 file as texts of about a megabyte, cut where words end."""
     drop = stopwords and re.compile(rf"\b(?:{'|'.join(map(re.escape, stopwords))})\b ?", re.I)
     with open(path, "rb") as file:
-        file.seek(start)
+        if start > 0 or file.read(3) != codecs.BOM_UTF8:  # which is no part of the text
+            file.seek(start)
         rest = b""
         while block := file.read(min(BLOCK, stop - file.tell())):
             rest += block
@@ -85,10 +86,11 @@ def segmentations(encoder, share, rng):
     A text in several spellings is harder to learn by heart.
     Source: Provilkov et al. 2020, "BPE-Dropout", where each word is dealt with by itself.
     """
-    ids, merges, added = encoder.vocabulary
+    merges = encoder.vocabulary.merges
     for i in range(COPIES - 1 if share else 0):
         kept = rng.random(len(merges)) >= share * (1 - i / (COPIES - 1))
-        yield Encoder(Vocabulary(ids, list(compress(merges, kept)), added))
+        fewer = encoder.vocabulary._replace(merges=list(compress(merges, kept)))
+        yield Encoder(fewer, encoder.n_vocab)
     yield encoder
 
 

@@ -25,13 +25,8 @@ from itertools import chain, pairwise
 
 import regex
 
-from model_files.vocabulary import (
-    BYTE_OF_CHAR,
-    CHAR_OF_BYTE,
-    END_OF_TEXT,
-    Vocabulary,
-    read_vocabulary,
-)
+from model_files.added_tokens import END_OF_TEXT
+from model_files.vocabulary import BYTE_OF_CHAR, CHAR_OF_BYTE, Vocabulary, read_vocabulary
 
 MAX_WORDS = 1 << 16  # whose ids an encoder remembers: some 16 MB
 
@@ -44,15 +39,16 @@ MAX_WORDS = 1 << 16  # whose ids an encoder remembers: some 16 MB
 # white space, which leaves its last space to the word that follows.
 WORD = r"'(?:[sdmt]|ll|ve|re)| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\S)|\s+"
 
-# The references cut by Unicode 16. Where it has no character, newer ones have letters and numbers,
-# and so has a newer `regex`: these ranges (first-last, hexadecimal) stay "other signs" here.
+# The references cut by Unicode 16. Where it has no character, newer ones have letters, numbers
+# and marks, and so has a newer `regex`: these ranges (first-last, hexadecimal) stay "other signs".
 UNASSIGNED = "".join(
     "-".join(chr(int(code, 16)) for code in codes.split("-"))
     for codes in """
-    557-558 58b-58c 88f-88f c5b-c5c cd7-cdc 208f-208f 209d-209f a7ce-a7cf a7d2-a7d2 a7d4-a7d4
-    a7dd-a7f1 ab6c-ab6f 107bb-107ff 10940-1097f 10ec5-10efb 11b0a-11bbf 11daa-11edf 1246f-1246f
-    12475-1247f 12544-12f8f 16e9b-16eff 16ff2-16fff 187f8-187ff 18cd6-18cfe 18d09-1afef 1b123-1b131
-    1b168-1b16f 1d6a6-1d6a7 1df1f-1df24 1df2b-1dfff 1e600-1e7df 2b73a-2b73f 2b81e-2b81f 2cea2-2ceaf
+    557-558 58b-58c 5c8-5c9 88f-88f b53-b54 c5b-c5c cd7-cdc 1acf-1af0 208f-208f 209d-209f a7ce-a7cf
+    a7d2-a7d2 a7d4-a7d4 a7dd-a7f1 ab6c-ab6f 107bb-107ff 10940-1097f 10ec5-10efb 11b0a-11bbf
+    11daa-11edf 1246f-1246f 12475-1247f 12544-12f8f 16e9b-16eff 16ff2-16fff 187f8-187ff 18cd6-18cfe
+    18d09-1afef 1b123-1b131 1b168-1b16f 1d127-1d128 1d250-1d252 1d25b-1d25c 1d25f-1d25f 1d280-1d281
+    1d6a6-1d6a7 1df1f-1df24 1df2b-1dfff 1e600-1e7df 2b73a-2b73f 2b81e-2b81f 2cea2-2ceaf
     323b0-e0000""".split()
 )
 FIND_UNASSIGNED = re.compile(f"[{UNASSIGNED}]").search
@@ -144,6 +140,53 @@ def merge(tokens, rank):
 
 
 # ================================================================================================
+# Added tokens
+# ================================================================================================
+
+# Texts such as <|user|> that become one id: some fine-tuned models have them, GPT-2 has none.
+
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+FIND_LETTER = regex.compile(rf"[\w--[{UNASSIGNED}]]", regex.VERSION1).search
+
+
+def split_at_added(text, added):
+    """-> the parts of a text: "Hi<|user|>!" -> ["Hi", AddedToken(50257), "!"]"""
+    parts = [text] * (text != "")
+    for normalized in False, True:
+        texts = sorted((x for x in added if added[x].normalized == normalized), key=len)
+        if texts:
+            find = re.compile("|".join(map(re.escape, reversed(texts)))).finditer  # longest first
+            parts = [
+                piece
+                for part in parts
+                for piece in (cut(part, find, added) if isinstance(part, str) else [part])
+            ]
+    return parts
+
+
+def cut(text, find, added):
+    """Yield the parts of a text, cut at what find finds."""
+    end = 0  # of the last added token, white space included
+    for found in find(text):
+        token, (start, stop) = added[found[0]], found.span()
+        beside = text[start - 1 : start] + text[stop : stop + 1]
+        if start < end or (token.single_word and FIND_LETTER(beside)):
+            continue
+        while token.lstrip and start > end and text[start - 1] in SPACES:
+            start -= 1
+        while token.rstrip and stop < len(text) and text[stop] in SPACES:
+            stop += 1
+        if start > end:
+            yield text[end:start]
+        yield token
+        end = stop
+    if end < len(text):
+        yield text[end:]
+
+
+# ================================================================================================
 # Text to ids and back
 # ================================================================================================
 
@@ -170,24 +213,20 @@ class Encoder:
     def __init__(self, vocabulary, n_vocab=None):
         self.vocabulary = vocabulary
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-        id_of = {**vocabulary.ids, **vocabulary.added}
+        id_of = {**vocabulary.ids, **{text: token.id for text, token in vocabulary.added.items()}}
         self.token_of_id = dict(zip(id_of.values(), id_of, strict=True))
         self.n_vocab = n_vocab or len(id_of)
-        self.eot = id_of.get(END_OF_TEXT)
+        self.eot = id_of[END_OF_TEXT] if id_of.get(END_OF_TEXT, math.inf) < self.n_vocab else None
         self.ids_of_word, self.bytes_of_id = Memory(self._ids_of_word), Memory(self._bytes_of_id)
-        longest_first = sorted(vocabulary.added, key=len, reverse=True)
-        self.split_added = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+        self.added = {text: x for text, x in vocabulary.added.items() if text != END_OF_TEXT}
 
     def encode(self, text):
         """The ids of a text: "Hello world" -> [15496, 995]. A lone surrogate counts as U+FFFD, and
         <|endoftext|> as plain text, as in tiktoken's encode_ordinary."""
         text = without_surrogates(text)
-        if not self.vocabulary.added:
-            return self._encode(text)
-        ids = []
-        for i, part in enumerate(self.split_added(text)):
-            ids += [self.vocabulary.added[part]] if i % 2 else self._encode(part)
-        return ids
+        if self.added or self.vocabulary.add_prefix_space:
+            return self._encode_parts(text)
+        return self._encode(text)
 
     def encode_bytes(self, data):
         """The ids of any bytes, UTF-8 or not; `decode_bytes` gives the same bytes back."""
@@ -213,6 +252,18 @@ class Encoder:
         if text := decoder.decode(b"", final=True):
             yield text
 
+    def _encode_parts(self, text):
+        ids = []
+        for part in split_at_added(text, self.added):
+            if not isinstance(part, str):
+                self._bytes_of_id(part.id)  # which the model may not have
+                ids.append(part.id)
+            elif self.vocabulary.add_prefix_space and not part.startswith(" "):
+                ids += self._encode(" " + part)
+            else:
+                ids += self._encode(part)
+        return ids
+
     def _encode(self, text):
         words = chain.from_iterable(split_words(text))
         return list(chain.from_iterable(map(self.ids_of_word.__getitem__, words)))
@@ -225,7 +276,7 @@ class Encoder:
         if not 0 <= id_ < self.n_vocab:
             raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} ids")
         token = self.token_of_id.get(id_, "")
-        if token in self.vocabulary.added or not BYTE_OF_CHAR.keys() >= set(token):
+        if not BYTE_OF_CHAR.keys() >= set(token):
             return token.encode("utf-8", "surrogatepass")
         return bytes(BYTE_OF_CHAR[char] for char in token)
 

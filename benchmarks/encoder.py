@@ -21,7 +21,7 @@ from statistics import median
 from common import report, table, timed
 
 import encoder as room
-from model_files.vocabulary import END_OF_TEXT
+from model_files.added_tokens import END_OF_TEXT
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # tokenizers' threads
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"

@@ -95,8 +95,8 @@ def write_gguf(path, hparams, params, vocabulary, kind):
     import gguf
     import numpy as np
 
+    from model_files.added_tokens import END_OF_TEXT
     from model_files.parameters import flatten
-    from model_files.vocabulary import END_OF_TEXT
 
     names = {
         "wte": "token_embd",

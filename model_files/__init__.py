@@ -3,7 +3,8 @@
 files.py          strict JSON; files that are whole or not there
 safetensors.py    the format of weights on the Hugging Face hub
 tensor_bundle.py  the format of OpenAI's own weights, a TensorFlow checkpoint
-vocabulary.py     vocab.json with merges.txt, and tokenizer.json
+vocabulary.py     tokenizer.json, or vocab.json with merges.txt
+added_tokens.py   added tokens, and the four files that may name them
 parameters.py     the parameters' names and shapes, as a flat dict and as a tree
 directory.py      a model directory: read, check, save
 checkpoint.py     the last state of an unfinished training run

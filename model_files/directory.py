@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from model_files.added_tokens import END_OF_TEXT
 from model_files.files import read_json, write_atomic
 from model_files.parameters import flatten, nest, parameter_shapes
 from model_files.safetensors import BF16, read_safetensors, widen, write_safetensors
-from model_files.vocabulary import END_OF_TEXT, read_vocabulary, save_vocabulary
+from model_files.vocabulary import read_vocabulary, save_vocabulary
 
 DEFAULTS = {  # of keys that are absent from config.json: transformers'
     "vocab_size": 50257,
@@ -25,6 +26,13 @@ DEFAULTS = {  # of keys that are absent from config.json: transformers'
     "n_inner": None,
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
+}
+GPT2_END = 50256
+ALIASES = {  # of config.json's keys, and they have the say over them, as in transformers
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }
 ARCHITECTURE = {  # any other value is another model; the first one is the default
     "model_type": ("gpt2",),
@@ -85,7 +93,7 @@ def read_model(directory):
             "OpenAI's model.ckpt.index and its data"
         )
     hparams = hparams_of(config, ends)
-    if (n_tokens := len(vocabulary.ids) + len(vocabulary.added)) > hparams["n_vocab"]:
+    if (n_tokens := len(vocabulary.ids)) > hparams["n_vocab"]:
         raise ValueError(
             f"{directory}: the vocabulary has {n_tokens} tokens, the model {hparams['n_vocab']}"
         )
@@ -95,6 +103,7 @@ def read_model(directory):
 def read_config(path):
     """config.json, or OpenAI's hparams.json -> the same with its defaults, checked."""
     config = read_json(path)
+    config |= {name: config[alias] for alias, name in ALIASES.items() if alias in config}
     for old, new in (("n_ctx", "n_positions"), ("n_vocab", "vocab_size")):
         if new not in config and old in config:
             config[new] = config[old]
@@ -117,10 +126,11 @@ def read_config(path):
 
 def read_ends(directory):
     """-> the ids that end a text, as transformers finds them: generation_config.json has the say
-    where there is one, else config.json."""
+    where there is one, else config.json, whose default is GPT-2's end of text."""
     path = directory / "generation_config.json"
     path = path if path.is_file() else directory / "config.json"
-    found = read_json(path).get("eos_token_id")
+    usual = GPT2_END if path.name == "config.json" else None
+    found = read_json(path).get("eos_token_id", usual)
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if set(map(type, ends)) - {int}:
         raise ValueError(f"{path}: eos_token_id is {found!r:.40}, neither an id nor a list of ids")

@@ -1,5 +1,6 @@
 """Strict JSON, and files that are whole or not there."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -18,18 +19,23 @@ def read_json(path, data=None):
     def refuse(constant):
         raise ValueError(f"{constant} is no JSON")
 
-    if data is None:
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON + 1)
+    data = read_bytes(path) if data is None else data
     try:
-        if len(data) > MAX_JSON:
-            raise ValueError(f"larger than {MAX_JSON} bytes")
         content = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged JSON: {error}") from None
     return content
+
+
+def read_bytes(path):
+    """The bytes of a small file of text, without the byte order mark that some editors write."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        raise ValueError(f"{path}: larger than {MAX_JSON} bytes")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,13 @@
-"""Files of a vocabulary: vocab.json with merges.txt, encoder.json with vocab.bpe, tokenizer.json.
+"""Files of a vocabulary: tokenizer.json, or vocab.json with merges.txt, or encoder.json with
+vocab.bpe.
 
 A token is spelled with one visible character for each of its bytes: " low" is "Ġlow", and "é",
 two bytes of UTF-8, is "Ã©".
+
+What the files mean is what transformers.AutoTokenizer makes of them. It has two classes for them:
+GPT2Tokenizer takes ids and merges from tokenizer.json, and the rest from tokenizer_config.json;
+PreTrainedTokenizerFast takes tokenizer.json as it is. A file is refused where it contradicts
+another one, where the versions of transformers differ, or where its rules are not GPT-2's.
 """
 
 import contextlib
@@ -12,9 +18,9 @@ from itertools import chain, filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
-from model_files.files import read_json, write_atomic
+from model_files.added_tokens import ADDED, CONFIG, MAP, read_added
+from model_files.files import read_bytes, read_json, write_atomic
 
-END_OF_TEXT = "<|endoftext|>"
 # SHA-256 of the vocabulary that all released sizes share: it needs no check, which takes 30 ms.
 RELEASED = "00f404d36600411e497efb3df08d3b4e094f0820e2595afcb7cbd0c4353d4fcb"
 
@@ -24,43 +30,76 @@ CHAR_OF_BYTE = {byte: chr(byte) for byte in VISIBLE}
 CHAR_OF_BYTE |= {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 
+SIDE = (CONFIG, MAP, ADDED)
+KINDS = (  # {name: the same under OpenAI's name}
+    {"tokenizer.json": "tokenizer.json"},
+    {"vocab.json": "vocab.json", "merges.txt": "merges.txt"},
+    {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"},
+)
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", *SIDE)
+GPT2 = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class by its old and its new name
+UNUSUAL = (  # keys of tokenizer.json's model that are empty or false where it is as GPT-2's
+    *("dropout", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("byte_fallback", "ignore_merges"),
+)
+
 
 class Vocabulary(NamedTuple):
     """What the files say.
 
     ids: {spelled token: id}; merges: [(spelled token, spelled token)], the first comes first;
-    added: {literal text: id}, texts beyond ids that become their id wherever they stand.
+    added: {literal text: AddedToken}, some of which are in ids, too; add_prefix_space: each part of
+    a text begins with a space; files: {name: bytes}, none where it was learned.
     """
 
     ids: dict
     merges: list
     added: dict = {}
+    add_prefix_space: bool = False
+    files: dict = {}
 
 
 def read_vocabulary(directory):
-    """-> the first kind of vocabulary that a directory holds.
+    """-> the Vocabulary of a directory.
 
-    FileNotFoundError if there is none, ValueError naming the file if one is damaged.
+    FileNotFoundError if there is none, ValueError naming the file if one is damaged, or says what
+    is not done here.
     """
-    directory = Path(directory)
-    for names in ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",):
-        paths = [directory / name for name in names]
-        if all(path.exists() for path in paths):
-            break
-    else:
-        raise FileNotFoundError(
-            f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
-            "no tokenizer.json"
-        )
+    paths = find_files(Path(directory))
     with paused_gc():
-        vocabulary = read_tokenizer(*paths) if len(paths) == 1 else read_pair(*paths)
-    content = b"".join(path.read_bytes() for path in paths)
-    if vocabulary.added or hashlib.sha256(content).hexdigest() != RELEASED:
-        try:
-            check_vocabulary(vocabulary)
-        except ValueError as error:
-            raise ValueError(f"{' or '.join(map(str, paths))}: {error}") from None
-    return vocabulary
+        files = {name: read_bytes(path) for name, path in paths.items()}
+        said = {n: read_json(paths[n], data) for n, data in files.items() if n != "merges.txt"}
+        if "tokenizer.json" in said:
+            ids, merges = read_tokenizer(paths["tokenizer.json"], said["tokenizer.json"])
+        else:
+            ids, merges = said["vocab.json"], read_merges(paths["merges.txt"], files["merges.txt"])
+        names = [name for name in paths if name not in SIDE]
+        if hashlib.sha256(b"".join(files[name] for name in names)).hexdigest() != RELEASED:
+            try:
+                check_vocabulary(ids, merges)
+            except ValueError as error:
+                where = " or ".join(str(paths[name]) for name in names)
+                raise ValueError(f"{where}: {error}") from None
+    is_fast, prefix = read_settings(Path(directory), said)
+    try:
+        added = read_added(paths, said, ids, is_fast)
+    except (AttributeError, KeyError, TypeError) as error:
+        where = " or ".join(map(str, paths.values()))
+        raise ValueError(f"{where}: damaged added tokens ({error!r:.80})") from None
+    return Vocabulary(ids, merges, added, prefix, files)
+
+
+def find_files(directory):
+    """-> {name: path} of the files that say what the vocabulary is."""
+    for names in KINDS:
+        if all((directory / name).is_file() for name in names.values()):
+            names = names | {name: name for name in SIDE if (directory / name).is_file()}
+            return {name: directory / there for name, there in names.items()}
+    raise FileNotFoundError(
+        f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
+        "no tokenizer.json"
+    )
 
 
 @contextlib.contextmanager
@@ -75,37 +114,25 @@ def paused_gc():
             gc.enable()
 
 
-def read_pair(ids_path, merges_path):
-    """The vocabulary of vocab.json and merges.txt, or of the same under OpenAI's names."""
-    ids, added = read_json(ids_path), ids_path.with_name("added_tokens.json")
-    added = read_json(added) if added.exists() else {}
-    merges = read_merges(merges_path)
-    return Vocabulary(ids, merges, {text: i for text, i in added.items() if text not in ids})
-
-
-def check_vocabulary(vocabulary):
+def check_vocabulary(ids, merges):
     """ValueError if ids are not 0 to n - 1, a byte has no token, or a merge leads nowhere."""
-    id_of, merges, added = vocabulary
-    ids = {**added, **id_of}.values()
-    if set(map(type, ids)) - {int}:
+    if set(map(type, ids.values())) - {int}:
         raise ValueError("an id is not an integer")
-    if sorted(ids) != list(range(len(ids))):
+    if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}, each once")
-    if missing := BYTE_OF_CHAR.keys() - id_of.keys():
+    if missing := BYTE_OF_CHAR.keys() - ids.keys():
         raise ValueError(f"byte {BYTE_OF_CHAR[min(missing)]} has no token")
-    if "" in added:
-        raise ValueError("an added token is empty")
     if len(set(merges)) < len(merges):
         raise ValueError("a merge is there twice")
     tokens = chain(chain.from_iterable(merges), map("".join, merges))
-    for token in filterfalse(id_of.__contains__, tokens):
+    for token in filterfalse(ids.__contains__, tokens):
         raise ValueError(f"a merge leads nowhere: {token!r:.40} has no id")
 
 
-def read_merges(path):
+def read_merges(path, data):
     """Pairs of tokens, a line each; the first line may give a version instead."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
     if text.startswith("#version"):
@@ -116,35 +143,83 @@ def read_merges(path):
     return list(zip(tokens[::2], tokens[1::2], strict=True))
 
 
-def read_tokenizer(path):
-    """The vocabulary of a tokenizer.json that treats text as GPT-2 does."""
-    file = read_json(path)
+def read_tokenizer(path, file):
+    """The ids and merges of a tokenizer.json that treats text as GPT-2 does."""
     try:
-        model, cut = file["model"], file.get("pre_tokenizer") or {"type": "ByteLevel"}
+        model, post = file["model"], file.get("post_processor")
         ids = dict(model["vocab"])
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
         merges = [(str(a), str(b)) for a, b in pairs]
-        added = {str(token["content"]): token["id"] for token in file.get("added_tokens") or []}
-        same_cut = cut["type"] == "ByteLevel" and cut.get("use_regex", True)
-        same_text = not cut.get("add_prefix_space") and not file.get("normalizer")
+        is_usual = {
+            "model.type": model.get("type", "BPE") == "BPE",
+            **{f"model.{name}": not model.get(name) for name in UNUSUAL},
+            "normalizer": file.get("normalizer") is None,
+            "pre_tokenizer": pre_tokenizer(file).get("use_regex", True) is True,
+            "post_processor": post is None or not adds_tokens(post),
+            "decoder": not file.get("decoder") or file["decoder"]["type"] == "ByteLevel",
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: not a byte-level BPE vocabulary ({fault:.80})") from None
-    if not same_cut or not same_text:
-        raise ValueError(f"{path}: changes text or cuts words otherwise than GPT-2 does")
-    return Vocabulary(ids, merges, {text: id_ for text, id_ in added.items() if text not in ids})
+    for name in filterfalse(is_usual.get, is_usual):
+        raise ValueError(f"{path}: {name} is not GPT-2's: it would give other ids or another text")
+    return ids, merges
+
+
+def pre_tokenizer(file):
+    """What tokenizer.json says of its ByteLevel, which may be the only member of a Sequence."""
+    cut = file.get("pre_tokenizer") or {"type": "ByteLevel"}
+    if cut.get("type") == "Sequence" and len(cut["pretokenizers"]) == 1:
+        cut = cut["pretokenizers"][0]
+    return cut if cut.get("type") == "ByteLevel" else {"use_regex": False}
+
+
+def adds_tokens(post):
+    """Does a post-processor do more than to count characters?"""
+    if post["type"] == "Sequence":
+        return any(map(adds_tokens, post["processors"]))
+    if post["type"] == "TemplateProcessing":
+        return [name for piece in post["single"] for name in piece] != ["Sequence"]
+    return post["type"] != "ByteLevel"
+
+
+def read_settings(directory, said):
+    """-> does AutoTokenizer take tokenizer.json as it is, and does a part begin with a space?"""
+    settings, path = said.get(CONFIG, {}), directory / CONFIG
+    name = settings.get("tokenizer_class")
+    is_fast, is_whole = name in FAST, "tokenizer.json" in said
+    if name not in (GPT2 + FAST if is_whole else GPT2):
+        raise ValueError(f"{path}: tokenizer_class {name!r:.40} is not GPT-2's")
+    config = directory / "config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() and not name else None
+    if named not in GPT2:
+        raise ValueError(f"{config}: tokenizer_class {named!r:.40} is not GPT-2's")
+    refused = ["split_special_tokens", "fast_tokenizer_files"]
+    refused += [] if is_whole else ["add_bos_token", "add_eos_token"]
+    for name in filter(settings.get, refused):
+        raise ValueError(f"{path}: {name} is {settings[name]!r:.40}: it would give other ids")
+    prefix = bool(settings.get("add_prefix_space"))
+    if is_fast:
+        for name in "pre_tokenizer", "decoder":
+            if not said["tokenizer.json"].get(name):
+                raise ValueError(f"{directory / 'tokenizer.json'}: it has no {name}")
+        prefix = bool(pre_tokenizer(said["tokenizer.json"]).get("add_prefix_space"))
+        if settings.get("add_prefix_space") not in (None, prefix):
+            raise ValueError(f"{path}: add_prefix_space contradicts tokenizer.json")
+    return is_fast, prefix
 
 
 def save_vocabulary(vocabulary, directory):
-    """Write vocab.json and merges.txt, and added_tokens.json if and only if there are any."""
+    """Write the files that it was read from, unchanged; vocab.json and merges.txt if it was not."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     merges = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
-    texts = {"vocab.json": json.dumps(vocabulary.ids), "merges.txt": f"#version: 0.2\n{merges}"}
-    if vocabulary.added:
-        texts["added_tokens.json"] = json.dumps(vocabulary.added)
-    else:
-        (directory / "added_tokens.json").unlink(missing_ok=True)
-    for name, text in texts.items():
+    files = vocabulary.files or {
+        "vocab.json": json.dumps(vocabulary.ids).encode(),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+    }
+    for name, data in files.items():
         with write_atomic(directory / name) as file:
-            file.write(text.encode())
+            file.write(data)
+    for name in {*FILES} - files.keys():  # of a model before
+        (directory / name).unlink(missing_ok=True)

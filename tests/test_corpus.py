@@ -7,6 +7,7 @@ import pytest
 
 import corpus
 from encoder import Encoder, learn_bpe
+from model_files.added_tokens import AddedToken
 
 
 def read_all(path, *options):
@@ -97,7 +98,7 @@ def test_fewer_and_fewer_merges_are_left_out():
     encoder = learn_bpe([a + b for a in "abcdefgh" for b in "ijklmnop"] * 2, 999)
     n_merges = len(encoder.vocabulary.merges)
     assert n_merges == 64
-    encoder, shares = Encoder(encoder.vocabulary._replace(added={"<x>": 321})), 0
+    encoder, shares = Encoder(encoder.vocabulary._replace(added={"<x>": AddedToken(321)})), 0
     for seed in range(100):
         parts = list(corpus.segmentations(encoder, 0.5, np.random.default_rng(seed)))
         assert {part.encode("<x>")[0] for part in parts} == {321}
@@ -112,6 +113,16 @@ def test_lowercase_and_stopwords(tmp_path):
     assert read_all(path, True, ["the", "of"]) == "king and queen, theory ."
     assert read_all(path, True) == "the king and the queen, theory of the."
     assert read_all(path, False, ["the", "of"]) == "King and queen, theory ."
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text_but_at_its_start(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffone \ufefftwo".encode())
+    assert read_all(path) == "one \ufefftwo"
+    size = path.stat().st_size
+    assert "".join(corpus.read_text(path, 7, size)) == "\ufefftwo"  # not at byte 0
+    path.write_bytes("\ufeff".encode())
+    assert read_all(path) == ""
 
 
 def test_stopwords_after_a_byte_order_mark(tmp_path):

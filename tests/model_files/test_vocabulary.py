@@ -4,16 +4,17 @@ import gc
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
 
-from encoder import Encoder, learn_bpe
+from encoder import Encoder
+from model_files.added_tokens import AddedToken
 from model_files.vocabulary import (
     BYTE_OF_CHAR,
     CHAR_OF_BYTE,
-    Vocabulary,
     check_vocabulary,
     read_vocabulary,
     save_vocabulary,
@@ -35,7 +36,7 @@ def test_each_byte_has_a_visible_character():
 
 def test_the_released_vocabulary_passes_the_check(shared):
     """The shortcut for these very files must not hide a fault that the check would find."""
-    check_vocabulary(read_vocabulary(shared / "gpt2-vocab"))
+    check_vocabulary(*read_vocabulary(shared / "gpt2-vocab")[:2])
 
 
 def test_the_shortcut_is_for_the_released_files_alone(shared, tmp_path):
@@ -54,24 +55,27 @@ def test_save_and_read(vocabulary, tmp_path):
     lines = (directory / "merges.txt").read_bytes().decode().split("\n")
     assert lines[0] == "#version: 0.2" and lines[-1] == ""
     assert [tuple(line.split(" ")) for line in lines[1:-1]] == vocabulary.merges
-    assert read_vocabulary(str(directory)) == vocabulary == (*vocabulary[:2], {})
+    found = read_vocabulary(str(directory))
+    assert found[:2] == vocabulary[:2] and found.added == {"<|endoftext|>": AddedToken(0)}
+    assert found.files == {path.name: path.read_bytes() for path in directory.iterdir()}
     (directory / "vocab.json").rename(directory / "encoder.json")
     (directory / "merges.txt").rename(directory / "vocab.bpe")
-    assert read_vocabulary(directory) == vocabulary
+    assert read_vocabulary(directory) == found
 
 
-def test_save_without_merges_and_with_added_tokens(tmp_path):
-    plain = learn_bpe([], 257).vocabulary
-    added = {"<x y>": 257, "<é>": 258, "<é>z": 259}
-    save_vocabulary(Vocabulary(plain.ids, [], added), tmp_path)
-    assert read_vocabulary(tmp_path) == (plain.ids, [], added)
-    save_vocabulary(plain, tmp_path)
-    assert read_vocabulary(tmp_path).added == {}
-
-
-def test_what_vocab_json_has_is_no_added_token(vocabulary, tmp_path):
-    save_vocabulary(vocabulary._replace(added={"<|endoftext|>": 0, "<x>": 280}), tmp_path)
-    assert read_vocabulary(tmp_path).added == {"<x>": 280}
+def test_what_was_read_is_saved_as_it_was_and_what_was_there_goes(vocabulary, tmp_path):
+    shutil.copy(GOLDEN / "encoder_tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<|user|>:", "padding": 1}')
+    (tmp_path / "vocab.json").write_text("of another model")
+    found, saved = read_vocabulary(tmp_path), tmp_path / "saved"
+    save_vocabulary(found, saved)
+    assert sorted(os.listdir(saved)) == ["tokenizer.json", "tokenizer_config.json"]
+    for path in saved.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    assert read_vocabulary(saved) == found
+    save_vocabulary(vocabulary, saved)  # into the same directory
+    assert sorted(os.listdir(saved)) == ["merges.txt", "vocab.json"]
+    assert read_vocabulary(saved).ids == vocabulary.ids
 
 
 def test_save_fails_whole(vocabulary, tmp_path, monkeypatch):
@@ -96,16 +100,16 @@ def test_tokenizer_json(tmp_path, spelled):
     (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
     found = read_vocabulary(tmp_path)
     assert found.ids == file["model"]["vocab"] and found.merges == [tuple(p) for p in pairs]
-    assert sorted(found.added) == ["<|user|>", "<|user|>:"]
+    assert sorted(found.added) == ["<|endoftext|>", "<|user|>", "<|user|>:"]
     golden = json.loads((GOLDEN / "encoder.json").read_text(encoding="utf-8"))
     for case in golden["added"]:
         assert Encoder(found).encode(case["text"]) == case["ids"]
 
 
-def test_vocab_json_goes_before_tokenizer_json(vocabulary, tmp_path):
-    (tmp_path / "tokenizer.json").write_bytes(b"{")
+def test_tokenizer_json_has_the_say_over_vocab_json(vocabulary, tmp_path):
     save_vocabulary(vocabulary, tmp_path)
-    assert read_vocabulary(tmp_path) == vocabulary
+    shutil.copy(GOLDEN / "encoder_tokenizer.json", tmp_path / "tokenizer.json")
+    assert len(read_vocabulary(tmp_path).ids) == 300 != len(vocabulary.ids)
 
 
 def change(file, content):
@@ -165,20 +169,25 @@ FAULTS = {
         "merges.txt: a merge is there twice",
     ),
     "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: damaged JSON"),
-    "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "are not 0 to 280, each once"),
+    "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "'<x>' has the id 7, but gets 280"),
     "no model": (tokenizer(lambda t: t.pop("model")), "tokenizer.json: not a byte-level BPE"),
     "no merges": (tokenizer(lambda t: t["model"].pop("merges")), "tokenizer.json: not a byte"),
     "unigram": (tokenizer(lambda t: t["model"].update(vocab=[["a", 0.5]])), "is not an integer"),
     "odd merge": (tokenizer(lambda t: t["model"]["merges"].append(["t"])), "tokenizer.json: not a"),
     "odd part": (tokenizer(lambda t: t["model"]["merges"].append(["t", [1]])), "leads nowhere"),
-    "odd added": (tokenizer(lambda t: t["added_tokens"].append("x")), "tokenizer.json: not a byte"),
+    "odd added": (
+        tokenizer(lambda t: t["added_tokens"].append("x")),
+        "tokenizer.json: damaged added",
+    ),
     "empty added": (
         tokenizer(lambda t: t["added_tokens"].append({"content": "", "id": 302})),
-        "tokenizer.json: an added token is empty",
+        "tokenizer.json: damaged added token",
     ),
-    "other cut": (tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})), "otherwise"),
-    "prefix": (tokenizer(lambda t: t["pre_tokenizer"].update(add_prefix_space=True)), "otherwise"),
-    "normalizer": (tokenizer(lambda t: t.update(normalizer={"type": "NFC"})), "otherwise"),
+    "other cut": (
+        tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})),
+        "pre_tokenizer is not GPT-2's",
+    ),
+    "normalizer": (tokenizer(lambda t: t.update(normalizer={"type": "NFC"})), "normalizer is not"),
 }
 
 
