@@ -27,7 +27,6 @@ DEFAULTS = {  # of keys that are absent from config.json: transformers'
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
 }
-GPT2_END = 50256
 ALIASES = {  # of config.json's keys, and they have the say over them, as in transformers
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -126,11 +125,10 @@ def read_config(path):
 
 def read_ends(directory):
     """-> the ids that end a text, as transformers finds them: generation_config.json has the say
-    where there is one, else config.json, whose default is GPT-2's end of text."""
+    where there is one, else config.json."""
     path = directory / "generation_config.json"
     path = path if path.is_file() else directory / "config.json"
-    usual = GPT2_END if path.name == "config.json" else None
-    found = read_json(path).get("eos_token_id", usual)
+    found = read_json(path).get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if set(map(type, ends)) - {int}:
         raise ValueError(f"{path}: eos_token_id is {found!r:.40}, neither an id nor a list of ids")

@@ -1,0 +1,96 @@
+"""Write golden/odd_models.{json,npz} with transformers: what it makes of the directories that load.
+
+python tests/make_golden_odd.py    (needs torch and transformers; FUZZ sets how many random texts
+                                    are compared on the way)
+"""
+
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import GOLDEN
+from odd_models import INPUT, N_TOKENS, TEXTS, build, random_text
+from odd_tokenizers import CASES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from encoder import Encoder
+from model_files.directory import load_model, save_model
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def decode(tokenizer, ids):
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def continuation(directory):
+    """-> logits after INPUT, the greedy tokens that follow without their end, the smallest lead."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = torch.tensor([INPUT])
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+        found = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=N_TOKENS,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    tokens = found.sequences[0, len(INPUT) :].tolist()
+    best = [step[0].topk(2).values for step in found.logits]
+    ends = model.generation_config.eos_token_id
+    if tokens[-1] in (ends if isinstance(ends, list) else [ends]):
+        del tokens[-1]
+    return logits.numpy(), tokens, min(float(a - b) for a, b in best)
+
+
+def main():
+    golden, rows, kinds = {}, [], []
+    n_fuzz = int(os.environ.get("FUZZ", 300))
+    for name, odd in CASES.items():
+        if odd.refused:
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            directory = Path(directory) / "gpt2"
+            build(odd.reference or odd, directory)
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            tokens = [tokenizer.encode(text) for text in TEXTS]
+            texts = [decode(tokenizer, ids) for ids in tokens]
+            # What decodes to the text itself is left out; most cases have the same ids.
+            kind = [tokens, [x if x != text else 0 for x, text in zip(texts, TEXTS, strict=True)]]
+            kinds += [kind] * (kind not in kinds)
+            logits, greedy, lead = continuation(directory)
+            assert lead > 1e-4, (name, lead)
+            print(f"{name}: {greedy}, smallest lead {lead:.4f}")
+            golden[name] = {"tokens": kinds.index(kind), "greedy": greedy}
+            rows.append(logits[:: len(logits) // 20][:20])
+            fuzz(name, odd, tokenizer, directory, n_fuzz)
+    lines = ",\n".join(json.dumps(kind, separators=(",", ":")) for kind in kinds)
+    cases = json.dumps(golden, ensure_ascii=False)
+    text = f'{{"kinds": [\n{lines}\n],\n"cases": {cases}}}\n'
+    (GOLDEN / "odd_models.json").write_text(text, encoding="utf-8")
+    np.savez_compressed(GOLDEN / "odd_models.npz", logits=np.array(rows))
+
+
+def fuzz(name, odd, tokenizer, directory, n):
+    """More texts than the golden file has room for, compared here and now, with the tokenizer of
+    what is loaded and saved again, too."""
+    build(odd, directory.parent / "ours")
+    vocabulary, hparams, params = load_model(directory.parent / "ours")
+    save_model(directory.parent / "gpt2-saved", hparams, params, vocabulary)
+    saved = AutoTokenizer.from_pretrained(directory.parent / "gpt2-saved")
+    ours, rng = Encoder(vocabulary, hparams["n_vocab"]), random.Random(n)
+    for _ in range(n):
+        text = random_text(rng)
+        ids = tokenizer.encode(text)
+        assert ours.encode(text) == ids == saved.encode(text), (name, text)
+        assert ours.decode(ids) == decode(tokenizer, ids) == decode(saved, ids), (name, text)
+
+
+if __name__ == "__main__":
+    main()

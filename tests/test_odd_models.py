@@ -1,0 +1,56 @@
+"""Odd model directories load with transformers' ids, logits and ends, or are refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from odd_models import INPUT, N_TOKENS, TEXTS, build
+from odd_tokenizers import CASES
+
+from gpt2 import generate, gpt2
+from utils import load_encoder_hparams_and_params
+
+LOADS = [name for name, odd in CASES.items() if not odd.refused]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    found = json.loads((GOLDEN / "odd_models.json").read_text(encoding="utf-8"))
+    with np.load(GOLDEN / "odd_models.npz") as file:
+        found["logits"] = dict(zip(found["cases"], file["logits"], strict=True))
+    return found
+
+
+def load(directory):
+    return load_encoder_hparams_and_params(str(directory), ".")
+
+
+def test_every_directory_that_loads_has_been_opened_by_transformers(golden):
+    assert [*golden["cases"]] == LOADS and len(CASES) > 150
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_loads_as_in_transformers(name, golden, tmp_path):
+    build(CASES[name], tmp_path / "odd")
+    encoder, hparams, params = load(tmp_path / "odd")
+    case = golden["cases"][name]
+    tokens, shown = golden["kinds"][case["tokens"]]
+    for text, ids, decoded in zip(TEXTS, tokens, shown, strict=True):
+        assert encoder.encode(text) == ids, text
+        decoded = decoded or text * (decoded == 0)
+        assert encoder.decode(ids) == "".join(encoder.decode_stream(ids)) == decoded
+    assert encoder.eot not in encoder.encode("a<|endoftext|> <|endoftext|>")
+    eps = hparams["layer_norm_epsilon"]
+    logits = gpt2(INPUT, **params, n_head=hparams["n_head"], eps=eps)[-1]
+    logits = logits[:: len(logits) // 20][:20]
+    np.testing.assert_allclose(logits, golden["logits"][name], rtol=1e-4, atol=1e-4)
+    assert list(generate(INPUT, params, hparams, N_TOKENS)) == case["greedy"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LOADS])
+def test_is_refused_in_one_line(name, tmp_path):
+    build(CASES[name], tmp_path / "odd")
+    with pytest.raises((ValueError, OSError), match=CASES[name].refused) as error:
+        load(tmp_path / "odd")
+    assert str(tmp_path / "odd") in str(error.value) and "\n" not in str(error.value)
