@@ -256,7 +256,9 @@ class Encoder:
         ids = []
         for part in split_at_added(text, self.added):
             if not isinstance(part, str):
-                self._bytes_of_id(part.id)  # which the model may not have
+                if part.id >= self.n_vocab:
+                    token = self.token_of_id[part.id]
+                    raise ValueError(f"{token!r} is id {part.id}: the model has {self.n_vocab} ids")
                 ids.append(part.id)
             elif self.vocabulary.add_prefix_space and not part.startswith(" "):
                 ids += self._encode(" " + part)

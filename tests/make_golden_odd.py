@@ -70,6 +70,7 @@ def main():
             golden[name] = {"tokens": kinds.index(kind), "greedy": greedy}
             rows.append(logits[:: len(logits) // 20][:20])
             fuzz(name, odd, tokenizer, directory, n_fuzz)
+            assert continuation(directory.parent / "gpt2-saved")[1] == greedy, name
     lines = ",\n".join(json.dumps(kind, separators=(",", ":")) for kind in kinds)
     cases = json.dumps(golden, ensure_ascii=False)
     text = f'{{"kinds": [\n{lines}\n],\n"cases": {cases}}}\n'

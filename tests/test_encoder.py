@@ -162,6 +162,16 @@ def test_of_added_tokens_the_longest_is_found():
     assert encoder.decode(encoder.encode("a<x y>é<日>")) == "a<x y>é<日>"
 
 
+def test_an_added_token_that_the_model_has_not_is_an_error_where_it_stands():
+    vocabulary = learn_bpe([], 257).vocabulary
+    ids = {token: id_ - 1 for token, id_ in vocabulary.ids.items() if id_}
+    added = {"<x>": AddedToken(256), "<y>": AddedToken(257), "<|endoftext|>": AddedToken(258)}
+    encoder = room.Encoder(vocabulary._replace(ids=ids, added=added), n_vocab=257)
+    assert encoder.encode("a<x>") == [ids["a"], 256] and encoder.eot is None
+    with pytest.raises(ValueError, match="'<y>' is id 257: the model has 257 ids"):
+        encoder.encode("a<y>")
+
+
 def test_bytes_without_merges():
     plain = learn_bpe(["some text"], 257)
     assert (plain.vocabulary.merges, plain.n_vocab, plain.eot) == ([], 257, 0)

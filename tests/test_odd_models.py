@@ -9,6 +9,7 @@ from odd_models import INPUT, N_TOKENS, TEXTS, build
 from odd_tokenizers import CASES
 
 from gpt2 import generate, gpt2
+from model_files.directory import save_model
 from utils import load_encoder_hparams_and_params
 
 LOADS = [name for name, odd in CASES.items() if not odd.refused]
@@ -46,6 +47,9 @@ def test_loads_as_in_transformers(name, golden, tmp_path):
     logits = logits[:: len(logits) // 20][:20]
     np.testing.assert_allclose(logits, golden["logits"][name], rtol=1e-4, atol=1e-4)
     assert list(generate(INPUT, params, hparams, N_TOKENS)) == case["greedy"]
+    save_model(tmp_path / "saved", hparams, params, encoder.vocabulary)
+    found = load(tmp_path / "saved")
+    assert found[0].vocabulary == encoder.vocabulary and found[1] == hparams
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LOADS])

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import NOISY, SMALL, TINY, curve, leaves, random_params, run, run_train, some_ids
+from odd_models import Odd, build
 
 import backward
 import corpus
@@ -276,6 +277,22 @@ def test_fine_tuning_starts_from_the_model(unbroken, text, tmp_path):
     assert (out / "vocab.json").read_bytes() == (unbroken[0] / "vocab.json").read_bytes()
     sizes = [(path / "model.safetensors").stat().st_size for path in (out, unbroken[0])]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_fine_tuning_keeps_added_tokens_and_ends(text, tmp_path, monkeypatch):
+    decoder = {"270": {"content": "<x>", "lstrip": True}}
+    files = {
+        "tokenizer_config.json": {"added_tokens_decoder": decoder, "add_prefix_space": True},
+        "generation_config.json": {"eos_token_id": [7, 12]},
+    }
+    build(Odd(files=files), tmp_path / "odd")
+    monkeypatch.setattr(sys, "stdin", None)
+    args = str(text), "--out", str(tmp_path / "out"), "--init_from", str(tmp_path / "odd")
+    assert train.main([*args, "--iterations", "2"]) == 0
+    start, end = (load_encoder_hparams_and_params(str(tmp_path / x), ".") for x in ("odd", "out"))
+    assert start[0].vocabulary == end[0].vocabulary and start[1] == end[1]
+    assert end[1]["eos_token_ids"] == [7, 12]
+    assert end[0].encode("low <x>low") == start[0].encode("low <x>low") == [264, 270, 264]
 
 
 def test_fine_tuning_may_take_shorter_sequences(unbroken, text, tmp_path, monkeypatch):
