@@ -106,6 +106,12 @@ TOKENIZERS = {
             token("<x>", 269), model={"vocab": {name: x - 1 for name, x in IDS.items() if x}}
         )
     ),
+    "no <|endoftext|> in the vocabulary, as it is": Odd(
+        files=only(
+            settings={**FAST, "pad_token": "<x>"},
+            model={"vocab": {name: x - 1 for name, x in IDS.items() if x}},
+        )
+    ),
     # what is not GPT-2's
     **{
         f"{what}, {by}": Odd(files=only(settings=settings, **keys), refused=refused)
@@ -346,6 +352,9 @@ TOKENIZERS = {
     ),
     "added_tokens.json with a special token": Odd(
         files=beside(added={"<x>": 270, "<m>": 271}, special={"pad_token": "<m>"})
+    ),
+    "added_tokens.json with a special token inside another one": Odd(
+        files=beside(added={"<x>": 270, "a<x>": 271}, special={"pad_token": "<x>"})
     ),
     "an added token that is a list": Odd(
         files=only(settings={"added_tokens_decoder": [1]}), refused="damaged added tokens"

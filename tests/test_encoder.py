@@ -162,6 +162,13 @@ def test_of_added_tokens_the_longest_is_found():
     assert encoder.decode(encoder.encode("a<x y>é<日>")) == "a<x y>é<日>"
 
 
+def test_white_space_that_an_added_token_takes_along_is_no_other_one():
+    added = {"<x>": AddedToken(257, rstrip=True), "  ": AddedToken(258)}
+    encoder = room.Encoder(learn_bpe([], 257).vocabulary._replace(added=added))
+    a = encoder.vocabulary.ids["a"]
+    assert encoder.encode("  <x>    a  <x>\n") == [258, 257, a, 258, 257]
+
+
 def test_an_added_token_that_the_model_has_not_is_an_error_where_it_stands():
     vocabulary = learn_bpe([], 257).vocabulary
     ids = {token: id_ - 1 for token, id_ in vocabulary.ids.items() if id_}
