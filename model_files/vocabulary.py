@@ -188,8 +188,10 @@ def read_settings(directory, said):
     settings, path = said.get(CONFIG, {}), directory / CONFIG
     name = settings.get("tokenizer_class")
     is_fast, is_whole = name in FAST, "tokenizer.json" in said
-    if name not in (GPT2 + FAST if is_whole else GPT2):
+    if name not in GPT2 + FAST:
         raise ValueError(f"{path}: tokenizer_class {name!r:.40} is not GPT-2's")
+    if is_fast and not is_whole:
+        raise ValueError(f"{path}: tokenizer_class {name} reads tokenizer.json: there is none")
     config = directory / "config.json"
     named = read_json(config).get("tokenizer_class") if config.is_file() and not name else None
     if named not in GPT2:
