@@ -345,7 +345,7 @@ def work(args):
     if args.n_samples > 1 and args.temperature is None:
         args.sampling["temperature"] = 1.0
     lines = read_lines(args.prompts)
-    encoder, hparams, params = command.load(args)
+    encoder, hparams, params = command.load_and_warn(args)
     jobs = Jobs(lines, args, encoder, hparams)
     with tqdm(unit="prompt", disable=None) as bar:
         for text, id_, logits in choices_many(jobs.next_text, params, hparams, args.batch_size):

@@ -142,6 +142,16 @@ def load(args):
         raise WrongUsage(str(error)) from None
 
 
+def load_and_warn(args):
+    """The same, for a model that continues prompts: what its text was like is said."""
+    from utils import read_training, text_changes
+
+    model = load(args)
+    if changes := text_changes(read_training(args.model_size, args.models_dir)):
+        say(f"{args.model_size} has learned from text {changes}")
+    return model
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 

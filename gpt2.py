@@ -413,7 +413,7 @@ def parser():
 def work(args):
     """Load the model, and complete the prompt, or each line from a terminal."""
     args.sampling, start = command.sampling(args), time.perf_counter()
-    model = command.load(args)
+    model = command.load_and_warn(args)
     loaded = time.perf_counter() - start
     if args.prompt not in (None, "-"):
         complete(args.prompt, *model, args, loaded)

@@ -28,7 +28,6 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +37,17 @@ import command
 import startup
 from backward import cross_entropy, gpt2_backward, gpt2_forward
 from corpus import COPIES
-from evaluate import evaluate, measure, table, windows
+from evaluate import EVAL_TOKENS, evaluate, measure, spread, table, windows
 from gpt2 import generate
-from model_files.checkpoint import checkpoint_path, read_checkpoint
+from model_files.checkpoint import checkpoint_path
 from model_files.parameters import flatten
 from optimizer import clip, schedule, slices
-from training_run import SHAPE, end_run, open_run
+from settings import RATE, TUNING_RATE, settle
+from training_run import claim, held_out, open_run
 from utils import load_encoder_hparams_and_params
 
 MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
-EVAL_TOKENS = 2**17  # of the held-out text, evaluated on the way; the last evaluation takes all
+LOG_INTERVAL = 10  # steps between two rows of log.csv, but for those of the evaluations
 
 # ================================================================================================
 # A step
@@ -115,7 +115,8 @@ def sum_gradients(pool, g):
 
 
 def train(args):
-    """From a text, or from the last checkpoint, to a model directory."""
+    """From a text, or from the last checkpoint, to a model directory; -> how many ids of the text
+    were held out."""
     run = open_run(args)
     optimizer, hparams, record, losses = run.optimizer, run.hparams, run.record, []
     n_ctx, (train_ids, val_ids) = args.n_ctx or hparams["n_ctx"], run.read_ids()
@@ -133,21 +134,25 @@ def train(args):
             optimizer.update(scale, lr, record["step"], pool)
             losses.append(loss)
             progress.show(loss, n_tokens=ids[:, 1:].size)
-            if record["step"] % args.eval_interval and progress.done() < 1:
-                continue
-            val_loss = validate(pool, val_ids, n_ctx, optimizer.params, hparams)
-            must_be_finite(val_loss, record["step"])
-            run.log(float(np.mean(losses)), val_loss)
-            losses = []
-            show_sample(run.encoder, hparams, optimizer.params, val_ids)
-            run.save(val_loss, args.dtype)
+            if record["step"] % args.eval_interval == 0 or progress.done() >= 1:
+                val_loss = validate(pool, val_ids, n_ctx, optimizer.params, hparams)
+                must_be_finite(val_loss, record["step"])
+                run.log(float(np.mean(losses)), val_loss if len(val_ids) else None)
+                losses = []
+                show(run, val_ids if len(val_ids) else train_ids)
+                run.save(args.dtype)
+            elif record["step"] % LOG_INTERVAL == 0:
+                run.log(float(np.mean(losses)))
+                losses = []
+    return record["n_val"]
 
 
 def validate(pool, ids, n_ctx, params, hparams):
     """The mean loss of held-out text, nats a token: of windows side by side, as many as hold
-    EVAL_TOKENS, evenly spread."""
-    every = max(1, len(ids) // EVAL_TOKENS)
-    some = islice(windows(len(ids), n_ctx, n_ctx), 0, None, every)
+    EVAL_TOKENS, evenly spread. Of no text it is 0, and NaN if a weight is no number."""
+    if not len(ids):
+        return 0.0 * sum(float(x.sum()) for x in flatten(params).values())
+    some = spread(windows(len(ids), n_ctx, n_ctx), len(ids), EVAL_TOKENS)
     nats, n_targets = evaluate(ids, some, params, hparams, pool.map)
     return nats / n_targets
 
@@ -160,22 +165,28 @@ def must_be_finite(loss, step):
         )
 
 
-def show_sample(encoder, hparams, params, ids, n=60):
-    """A little of what the model writes by now, after the first token of the validation text."""
+def show(run, ids, n=60):
+    """The last row of the log, and a little of what the model writes by now, after the first of
+    these ids."""
+    step, seconds, loss, validation = run.record["log"][-1]
+    validation = "" if validation is None else f", validation {validation:.4f}"
+    tqdm.write(f"step {step}, {seconds:.0f} s: loss {loss:.4f}{validation}")
     ids = [int(ids[0])]
-    text = encoder.decode([*ids, *generate(ids, params, hparams, n, seed=0, temperature=0.8)])
-    tqdm.write("    " + text.strip().replace("\n", "\n    "))
+    ids += generate(ids, run.optimizer.params, run.hparams, n, seed=0, temperature=0.8)
+    tqdm.write("    " + run.encoder.decode(ids).strip().replace("\n", "\n    "))
+    sys.stdout.flush()  # where it is a file, too
 
 
 @contextlib.contextmanager
 def worker_threads(n):
     """A pool whose threads hand over the interpreter's lock sooner than usual: a thread's short
     calls would hold up the others for 5 ms. A loss that is no number ends the run with one line of
-    ours, so NumPy need not warn."""
+    ours, so NumPy need not warn, here or there."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(5e-4)  # seconds
     try:
-        with ThreadPoolExecutor(n, initializer=np.seterr, initargs=("ignore",)) as pool:
+        pool = ThreadPoolExecutor(n, initializer=np.seterr, initargs=("ignore",))
+        with pool, np.errstate(all="ignore"):
             yield pool
     finally:
         sys.setswitchinterval(before)
@@ -204,7 +215,8 @@ class Progress:
 
     def show(self, loss, n_tokens):
         """After a step of so many tokens."""
-        seconds, log = time.perf_counter() - self.start, self.record["log"]
+        seconds = time.perf_counter() - self.start
+        log = [row for row in self.record["log"] if row[-1] is not None]
         self.record["seconds"] = self.before + seconds
         speed = n_tokens * (self.record["step"] - self.first) / seconds
         last = f", validation {log[-1][-1]:.3f}" if log else ""
@@ -212,13 +224,21 @@ class Progress:
         self.bar.update()
 
 
-def finish(args):
-    """Measure the model that is kept on the held-out text."""
-    encoder, hparams, params = load_encoder_hparams_and_params(args.out, args.models_dir)
-    ids = end_run(args.out, encoder)
+def finish(args, n_val):
+    """Measure the model that is kept, if text was held out; then drop what only --resume needs."""
+    figures = measure_kept(args, n_val) if n_val else {}
+    checkpoint_path(args.out).unlink()
     print(f"{args.out}: done; python gpt2.py 'a prompt' --model_size {args.out}")
+    print(table(figures), end="\n" * bool(figures))
+
+
+def measure_kept(args, n_val):
+    """-> the figures of the held-out text, or of EVAL_TOKENS of it, in windows half of the context
+    apart."""
+    encoder, hparams, params = load_encoder_hparams_and_params(args.out, args.models_dir)
+    ids = held_out(args.out, encoder, n_val)
     with worker_threads(args.threads) as pool:
-        print(table(measure(ids, encoder, hparams, params, map=pool.map)))
+        return measure(ids, encoder, hparams, params, n_targets=EVAL_TOKENS, map=pool.map)
 
 
 # ================================================================================================
@@ -236,13 +256,14 @@ def plot(model):
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        steps, loss, validation_loss = (
-            [float(row[name]) for row in rows] for name in ("step", "loss", "validation_loss")
-        )
+        curves = {
+            name: [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+            for name in ("loss", "validation_loss")
+        }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: no log of train.py ({error!r})") from None
-    pyplot.plot(steps, loss, label="training")
-    pyplot.plot(steps, validation_loss, label="validation")
+    for name, label in ("loss", "training"), ("validation_loss", "validation"):
+        pyplot.plot(*np.reshape(curves[name], (-1, 2)).T, label=label)
     pyplot.xlabel("step")
     pyplot.ylabel("loss, nats per token")
     pyplot.legend()
@@ -257,7 +278,12 @@ def parser():
     )
     whole, number = command.number(int, 1), command.number
     add = options.add_argument
-    add("text", nargs="*", help="UTF-8 files; their last part is held out for validation")
+    add(
+        "text",
+        nargs="*",
+        help='UTF-8 files, directories (each .txt and .md below), .jsonl files with a "text" a '
+        "line, http(s) addresses, - for standard input; the last part is held out for validation",
+    )
     add("--out", metavar="DIR", help="the model directory to write")
     add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
     add = options.add_mutually_exclusive_group().add_argument
@@ -283,9 +309,16 @@ def parser():
         help="tokens to learn from the text; 257: its bytes alone, a character model (2048)",
     )
     add(
+        "--tokenizer",
+        metavar="MODEL",
+        help="take the vocabulary of this model, in place of learning one: a size, a directory, a "
+        "hub id",
+    )
+    add(
         "--init_from",
         metavar="MODEL",
-        help="take weights, shape and tokenizer of this model: a size, a directory, a hub id",
+        help="take weights, shape and tokenizer of this model; of one made by train.py also the "
+        "text and the other options that are not given, but for the schedule's",
     )
     add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
     add(
@@ -306,8 +339,7 @@ def parser():
     add(
         "--learning_rate",
         type=number(float, 0),
-        default=4e-3,
-        help="at its highest (4e-3; a tenth of it or less with --init_from)",
+        help=f"at its highest ({RATE:g}; {TUNING_RATE:g} with --init_from)",
     )
     add(
         "--warmup",
@@ -344,10 +376,15 @@ def parser():
         type=number(float, 0, 1),
         default=0.1,
         metavar="SHARE",
-        help="held-out tail (0.1)",
+        help="held-out tail, which chooses the best model; 0: none, the last one is kept (0.1)",
     )
     add("--lowercase", action="store_true", help="train on the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
+    add(
+        "--literal_endoftext",
+        action="store_true",
+        help="<|endoftext|> in the text is a text like any other, and ends none",
+    )
     add(
         "--merge_dropout",
         type=number(float, 0, 1),
@@ -359,37 +396,14 @@ def parser():
     return options
 
 
-def settle(options, args, argv):
-    """-> the options in full: with --resume those of the run, but for the ones given again."""
-    if args.resume and args.out:
-        options.set_defaults(**read_checkpoint(args.out)[1].get("settings", {}))
-        args = options.parse_args(argv)
-    if args.out and not os.path.dirname(args.out):
-        args.out = os.path.join(os.curdir, args.out)  # a path for gpt2.py, too, and no name
-    if not args.plot:
-        if not args.text:
-            none = f"; {args.out} holds no unfinished run" * args.resume
-            options.error(f"which text? give one or more files{none}")
-        if not args.out:
-            options.error("where to? give --out DIR")
-    if not args.init_from:
-        for name, value in SHAPE.items():
-            setattr(args, name, getattr(args, name) or value)
-        if args.n_embd % args.n_head:
-            options.error(f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}")
-    elif given := [name for name in SHAPE if name != "n_ctx" and getattr(args, name)]:
-        options.error(f"--{given[0]} comes from the model that --init_from names")
-    return args
-
-
 def work(args):
     """Draw a curve, or train a model and measure it."""
     if args.plot:
         return plot(args.plot)
     try:
-        with startup.interruptible():
-            train(args)
-            finish(args)  # not in train, whose mapped files Windows would not let go
+        with startup.interruptible(), claim(args.out):
+            n_val = train(args)
+            finish(args, n_val)  # not in train, whose mapped files Windows would not let go
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, BrokenPipeError):
             command.drop_output()

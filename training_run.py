@@ -1,41 +1,48 @@
 """A run of training as it lies on the disk: how it begins, and how it goes on after a kill.
 
-    OUT/                            the best model so far, a model directory; log.csv, its curve
+    OUT/                            the best model so far, a model directory; log.csv, its curve;
+                                    training.json, what the run was told
     OUT/training/tokens.bin         the text as ids
-    OUT/training/vocab.json ...     the vocabulary, where it was learned from the text
+    OUT/training/vocab.json ...     the vocabulary, unless it is that of --init_from
     OUT/training/checkpoint...      weights and moments of the last evaluation, and the record
+    OUT/training/lock               locked while a process trains
 
-The folder training/ goes when the run has ended.
+The folder training/ goes when the run has ended, or could not begin.
 """
 
 import contextlib
+import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import corpus
 from encoder import get_encoder, learn_bpe
 from model_files.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
 from model_files.directory import save_model
-from model_files.files import write_atomic
+from model_files.files import try_lock, write_atomic
 from model_files.parameters import nest, parameter_shapes
 from model_files.vocabulary import save_vocabulary
 from optimizer import Optimizer
-from utils import load_encoder_hparams_and_params
+from texts import find_texts
+from utils import load_encoder, load_encoder_hparams_and_params, training_path
 
 SHAPE = {"vocab_size": 2048, "n_layer": 6, "n_head": 4, "n_embd": 256, "n_ctx": 256}
-TEXT = ("text", "val_fraction", "lowercase", "stopwords", "merge_dropout")
-FIXED = (*TEXT, "init_from", "dtype", "seed", "optimizer", *SHAPE)  # --resume may not change them
+TEXT = ("text", "val_fraction", "lowercase", "stopwords", "literal_endoftext", "merge_dropout")
+START = ("init_from", "tokenizer", *SHAPE)
+FIXED = (*TEXT, *START, "dtype", "seed", "optimizer")  # --resume may not change them
+LEFTOVERS = "tokens.bin", "tokens.bin.tmp", "vocab.json", "merges.txt", "added_tokens.json"
 
 
 class Run:
     """A model in the making.
 
     out: its directory. record: what its checkpoint keeps beside the optimizer's vectors: settings
-    (the options), step, seconds, best (the lowest validation loss), log (rows of log.csv), and how
-    many ids there are: n_noisy (the text's copies with merge dropout), n_train, n_val.
+    (the options), step, seconds, best (the lowest validation loss), log (rows of log.csv, None for
+    no validation), and how many ids there are: n_noisy (the text's copies with merge dropout),
+    n_train, n_val.
     """
 
     def __init__(self, out, encoder, hparams, optimizer, record):
@@ -48,28 +55,34 @@ class Run:
         ids = np.memmap(path, corpus.id_type(self.encoder), "r")
         if len(ids) != self.record["n_noisy"] + self.record["n_train"] + n_val:
             raise ValueError(f"{path}: damaged: --overwrite starts anew")
-        return ids[:-n_val], ids[-n_val:]
+        return ids[: len(ids) - n_val], ids[len(ids) - n_val :]
 
     def describe(self):
         n_train, n_val = self.record["n_train"], self.record["n_val"]
         size = len(self.optimizer.w)
         return f"{size:,} parameters; {n_train:,} tokens to train on, {n_val:,} to validate"
 
-    def log(self, loss, val_loss):
+    def log(self, loss, val_loss=None):
+        """A row of the curve: the mean loss of the steps since the row before, nats a token."""
         row = [self.record["step"], self.record["seconds"], loss, val_loss]
         self.record["log"].append(row)
-        tqdm.write("step {:.0f}, {:.0f} s: loss {:.4f}, validation {:.4f}".format(*row))
 
-    def save(self, val_loss, dtype):
-        """The model if it is the best so far, the log, and last the checkpoint: each file whole."""
-        if val_loss < self.record["best"]:
+    def save(self, dtype):
+        """The model if it is the best so far, without validation always; the log, and last the
+        checkpoint: each file whole."""
+        val_loss = self.record["log"][-1][-1]
+        if val_loss is None or val_loss < self.record["best"]:
             self.record["best"] = val_loss
+            self.out.mkdir(exist_ok=True)
+            with write_atomic(training_path(self.out)) as file:
+                file.write(json.dumps(self.record["settings"], indent=2).encode() + b"\n")
             params, vocabulary = self.optimizer.params, self.encoder.vocabulary
             save_model(self.out, self.hparams, params, vocabulary, dtype)
         with write_atomic(self.out / "log.csv") as file:
             file.write(b"step,seconds,loss,validation_loss\n")
-            for row in self.record["log"]:
-                file.write("{:.0f},{:.1f},{:.6f},{:.6f}\n".format(*row).encode())
+            for step, seconds, loss, validation in self.record["log"]:
+                validation = "" if validation is None else f"{validation:.6f}"
+                file.write(f"{step},{seconds:.1f},{loss:.6f},{validation}\n".encode())
         self.save_checkpoint()
 
     def save_checkpoint(self):
@@ -81,6 +94,33 @@ def ids_path(out):
     return checkpoint_path(out).parent / "tokens.bin"
 
 
+@contextlib.contextmanager
+def claim(out):
+    """One training at a time writes into a directory. What stays of a run that could not begin, or
+    has ended, is its model alone: no file and no folder that only a run needs."""
+    work = checkpoint_path(out).parent
+    made = [path for path in (work, *work.parents) if not path.exists()]
+    if not (lock := try_lock(work / "lock")):
+        raise ValueError(f"{out}: another training writes there: give another --out, or wait")
+    try:
+        yield
+    finally:
+        left = list(work.glob("piped-text-*"))
+        if not checkpoint_path(out).exists():
+            left += [work / name for name in LEFTOVERS]
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if os.name == "nt":  # where no open file can be removed
+            lock.close()
+        with contextlib.suppress(OSError):
+            (work / "lock").unlink()
+        lock.close()
+        with contextlib.suppress(OSError):  # where anything is left, or is somebody else's
+            for path in dict.fromkeys((work, *made)):
+                path.rmdir()
+
+
 def open_run(args):
     """-> the Run: as the last checkpoint has it, or at its start."""
     saved, record = read_checkpoint(args.out) if args.resume else ({}, {})
@@ -90,12 +130,12 @@ def open_run(args):
         must_be_free(Path(args.out))
     encoder, hparams, params = start_model(args) if args.init_from else (None, {}, None)
     if not saved:
+        if args.tokenizer:
+            encoder = load_encoder(args.tokenizer, args.models_dir)
         record, encoder = prepare(args, encoder, args.n_ctx or hparams["n_ctx"])
     if not args.init_from:
         encoder = encoder or get_encoder(ids_path(args.out).parent)
-        hparams = {name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}
-        hparams |= {"n_vocab": encoder.n_vocab, "eos_token_ids": [encoder.eot]}
-        hparams["layer_norm_epsilon"] = 1e-5
+        hparams = new_hparams(args, encoder)
         params = init_params(hparams, np.random.default_rng(args.seed))
     others = "out", "resume", "overwrite", "plot"
     record["settings"] = {name: x for name, x in vars(args).items() if name not in others}
@@ -106,6 +146,16 @@ def open_run(args):
     if not saved:
         run.save_checkpoint()
     return run
+
+
+def new_hparams(args, encoder):
+    """What is no array of a model that begins here."""
+    return {
+        "n_vocab": encoder.n_vocab,
+        **{name: getattr(args, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")},
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_ids": [] if encoder.eot is None else [encoder.eot],
+    }
 
 
 def must_be_the_same(settings, args):
@@ -133,43 +183,36 @@ def start_model(args):
 
 def prepare(args, encoder, n_ctx):
     """Turn the text into training/tokens.bin; -> record, and encoder, learned here if None."""
-    text = {"lowercase": args.lowercase, "stopwords": corpus.read_stopwords(args.stopwords)}
-    train_parts, val_parts = corpus.split_files(args.text, args.val_fraction)
-    if learned := encoder is None:
-        texts = (piece for part in train_parts for piece in corpus.read_text(*part, **text))
-        encoder = learn_bpe(texts, args.vocab_size)
-    record = {"step": 0, "seconds": 0.0, "best": math.inf, "log": [], "n_noisy": 0, "n_train": 0}
+    text = {name: getattr(args, name) for name in ("lowercase", "stopwords", "literal_endoftext")}
     path, rng = ids_path(args.out), np.random.default_rng(args.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
+    files = find_texts(args.text, args.models_dir, path.parent)
+    train_parts, val_parts = corpus.split_files(files, args.val_fraction)
+    if encoder is None:
+        texts = (piece for piece in corpus.read_texts(train_parts, **text) if piece is not None)
+        encoder = learn_bpe(texts, args.vocab_size)
+    record = {"step": 0, "seconds": 0.0, "best": math.inf, "log": [], "n_noisy": 0, "n_train": 0}
     with write_atomic(path) as file:
         for part in corpus.segmentations(encoder, args.merge_dropout, rng):
             record["n_noisy"] += record["n_train"]
             record["n_train"] = corpus.write_ids(file, train_parts, part, **text)
         record["n_val"] = corpus.write_ids(file, val_parts, encoder, **text)
-        if record["n_train"] <= n_ctx or record["n_val"] < 2:
+        if record["n_train"] <= n_ctx or (args.val_fraction and record["n_val"] < 2):
             raise ValueError(
                 f"{args.text[0]}: too short: {record['n_train']} tokens to train on, "
                 f"{record['n_val']} to validate, and a sequence takes {n_ctx + 1}: more text, "
                 "a smaller --n_ctx or another --val_fraction"
             )
         checkpoint_path(args.out).unlink(missing_ok=True)  # of a run that --overwrite ends here
-    if learned:
+    if not args.init_from:
         save_vocabulary(encoder.vocabulary, path.parent)
     return record, encoder
 
 
-def end_run(out, encoder):
-    """Drop what only --resume needs; -> the ids of the held-out text."""
-    path, id_type = ids_path(out), corpus.id_type(encoder)
-    n_val = read_checkpoint(out)[1]["n_val"]
-    start = path.stat().st_size - n_val * np.dtype(id_type).itemsize
-    ids = np.fromfile(path, id_type, offset=start)
-    checkpoint_path(out).unlink()  # first: it is what --resume looks for
-    for name in path.name, "vocab.json", "merges.txt":
-        path.with_name(name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # where it holds anything of somebody else's
-        path.parent.rmdir()
-    return ids
+def held_out(out, encoder, n_val):
+    """-> the ids of the held-out text, mapped."""
+    ids = np.memmap(ids_path(out), corpus.id_type(encoder), "r")
+    return ids[len(ids) - n_val :]
 
 
 def init_params(hparams, rng):

@@ -14,8 +14,9 @@ import os
 import re
 from pathlib import Path
 
-from encoder import Encoder
+from encoder import Encoder, get_encoder
 from model_files.directory import holds_model, load_model
+from model_files.files import read_json
 from model_files.hub_cache import find_cached
 from model_files.released import SIZES
 
@@ -38,8 +39,37 @@ def load_encoder_hparams_and_params(model_size, models_dir):
     return Encoder(vocabulary, hparams["n_vocab"]), hparams, params
 
 
-def find_model(name, models_dir):
-    """-> the directory of a model, which is fetched if neither models_dir nor a cache holds it."""
+def load_encoder(model_size, models_dir):
+    """-> the Encoder of a model, by its name; of one that is not here, its vocabulary is all that
+    is fetched."""
+    return get_encoder(find_model(model_size, Path(models_dir), only_vocabulary=True))
+
+
+def training_path(directory):
+    return Path(directory) / "training.json"
+
+
+def read_training(model_size, models_dir):
+    """-> what train.py was told when it made a model: its options by their names, the stop words
+    themselves; {} for a model from elsewhere."""
+    path = training_path(find_model(model_size, Path(models_dir)))
+    told = read_json(path) if path.is_file() else {}
+    words, lowercase = told.get("stopwords", []), told.get("lowercase", False)
+    if not isinstance(words, list) or {type(lowercase)} | {*map(type, words)} - {str} != {bool}:
+        raise ValueError(f"{path}: lowercase is not true or false, or stopwords no list of words")
+    return told
+
+
+def text_changes(training):
+    """How the text was changed that a model has learned from: "in lower case", or ""."""
+    words = training.get("stopwords", [])
+    without = f"without {', '.join(words[:5])}{' ...' * (len(words) > 5)}" if words else ""
+    return " and ".join(filter(None, ["in lower case" * bool(training.get("lowercase")), without]))
+
+
+def find_model(name, models_dir, only_vocabulary=False):
+    """-> the directory of a model, which is fetched if neither models_dir nor a cache holds it, or
+    only its vocabulary, if no more is asked for."""
     repo = re.fullmatch(REPO, name)
     if name in (".", "..") or re.search(r"[/\\~]", name):  # a path, or owner/name
         path = Path(os.path.expanduser(name))
@@ -63,10 +93,10 @@ def find_model(name, models_dir):
     repo, revision = SIZES.get(name) or repo.groups(default="main")
     if cached := find_cached(repo, revision):
         return cached
-    from model_files.fetch import fetch  # imports requests, which takes longer than all the rest
+    from model_files.fetch import fetch, fetch_vocabulary  # requests takes longer than all the rest
 
     directory = models_dir / name.replace("/", "--")
-    fetch(name, repo, revision, directory)
+    (fetch_vocabulary if only_vocabulary else fetch)(name, repo, revision, directory)
     return directory
 
 

@@ -1,6 +1,6 @@
 """What lies on disk and how it gets there. Nobody has to open this folder for the lesson.
 
-files.py          strict JSON; files that are whole or not there
+files.py          strict JSON; files that are whole or not there; locks
 safetensors.py    the format of weights on the Hugging Face hub
 tensor_bundle.py  the format of OpenAI's own weights, a TensorFlow checkpoint
 vocabulary.py     tokenizer.json, or vocab.json with merges.txt

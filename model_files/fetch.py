@@ -11,9 +11,9 @@ import shutil
 import time
 
 from model_files.directory import holds_model, read_model, write_config, write_weights
-from model_files.download import Fault, announce, check_space
-from model_files.files import write_atomic
-from model_files.released import SIZES
+from model_files.download import Fault, Missing, announce, check_space, download
+from model_files.files import try_lock, write_atomic
+from model_files.released import SHA256, SIZES
 from model_files.sources import from_hub, from_store, hub_token
 
 LOCK_WAIT = 0.5  # seconds between two looks at what another process does
@@ -67,6 +67,28 @@ def fetch(name, repo, revision, directory):
     )
 
 
+def fetch_vocabulary(name, repo, revision, directory):
+    """Put the files of a vocabulary into directory, without a model; OSError, in one line."""
+    base = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+    def get(file):
+        url, pinned = f"{base}/{repo}/resolve/{revision}/{file}", SHA256.get(f"{name}/{file}")
+        download(url, directory / file, pinned, hub_token())
+
+    with lock(directory):
+        announce(f"fetching the vocabulary of {name} from {base} to {directory}")
+        try:
+            try:
+                get("vocab.json")
+                get("merges.txt")
+            except Missing:
+                get("tokenizer.json")
+            with contextlib.suppress(Missing):
+                get("added_tokens.json") if name not in SIZES else None
+        except Fault as fault:
+            raise OSError(f"the vocabulary of {name} could not be fetched: {fault}") from None
+
+
 def clean(directory):
     """Remove what fetching leaves in a directory that holds a whole model, if that is possible."""
     with contextlib.suppress(OSError):
@@ -92,31 +114,6 @@ def lock(directory):
         for emptied in directory / "incomplete", directory:
             with contextlib.suppress(OSError):  # where anything has been kept, they stay
                 emptied.rmdir()
-
-
-def try_lock(path):
-    """-> the locked file, or None if another process has locked it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "wb"))
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return None
-        except OSError:  # a network disk without locks
-            pass
-        # Who held the lock before may have removed the file that has been opened here.
-        if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            stack.pop_all()
-            return file
-    return None
 
 
 def install(stage, directory):

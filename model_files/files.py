@@ -1,4 +1,4 @@
-"""Strict JSON, and files that are whole or not there."""
+"""Strict JSON, files that are whole or not there, locks between processes."""
 
 import codecs
 import contextlib
@@ -54,3 +54,29 @@ def write_atomic(path):
         if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def try_lock(path):
+    """-> the locked file, or None if another process has locked it. The lock ends with the process,
+    even by kill -9."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "wb"))
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return None
+        except OSError:  # a network disk without locks
+            pass
+        # Who held the lock before may have removed the file that has been opened here.
+        if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            stack.pop_all()
+            return file
+    return None

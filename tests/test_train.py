@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import NOISY, SMALL, TINY, curve, leaves, random_params, run, run_train, some_ids
+from conftest import (
+    NOISY,
+    ROOT,
+    SMALL,
+    TINY,
+    curve,
+    leaves,
+    random_params,
+    run,
+    run_train,
+    some_ids,
+)
 from odd_models import Odd, build
 
 import backward
@@ -18,6 +30,7 @@ import corpus
 import optimizer
 import train
 from encoder import get_encoder
+from evaluate import measure, windows
 from optimizer import Optimizer
 from training_run import init_params
 from utils import load_encoder_hparams_and_params
@@ -163,6 +176,7 @@ def test_a_run_learns_and_leaves_a_model(unbroken, text):
         "log.csv",
         "merges.txt",
         "model.safetensors",
+        "training.json",
         "vocab.json",
     ]
     losses = [float(row[-1]) for row in curve(out)[1:]]
@@ -201,9 +215,9 @@ def test_a_run_ends_on_the_text_as_it_is(text, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "batch", watched)
     maps, finish = Path("/proc/self/maps"), train.finish
 
-    def unmapped(args):  # Windows removes no file that is mapped
+    def unmapped(*args):  # Windows removes no file that is mapped
         assert not (maps.exists() and "tokens.bin" in maps.read_text())
-        finish(args)
+        finish(*args)
 
     monkeypatch.setattr(train, "finish", unmapped)
     monkeypatch.setattr(sys, "stdin", None)  # closed, which is none of training's business
@@ -321,13 +335,71 @@ def test_an_interrupt_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith(said)
 
 
-def test_plot(unbroken):
-    pytest.importorskip("matplotlib", reason="matplotlib draws the curves")
+def test_plot(unbroken, tmp_path, monkeypatch, capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib draws the curves")
     done = run_train("--plot", unbroken[0])
     assert done.returncode == 0, done.stderr
     picture = unbroken[0] / "loss.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     picture.unlink()
+    log, drawn = "step,seconds,loss,validation_loss\n10,1,3.5,\n20,2,3,4\n30,3,2.5,\n", {}
+    (tmp_path / "log.csv").write_text(log)
+    monkeypatch.setattr(pyplot, "plot", lambda x, y, label: drawn.update({label: [*zip(x, y)]}))
+    for name in "savefig", "legend":
+        monkeypatch.setattr(pyplot, name, lambda *args, **options: None)
+    monkeypatch.setattr(sys, "stdin", None)
+    expected = {"training": [(10, 3.5), (20, 3.0), (30, 2.5)], "validation": [(20, 4.0)]}
+    for rows in expected["validation"], []:  # where nothing was held out, there is nothing
+        assert train.main(["--plot", str(tmp_path)]) == 0
+        assert drawn == {**expected, "validation": rows}
+        (tmp_path / "log.csv").write_text(log.replace(",4", ","))
+
+
+def test_without_an_argument_it_says_in_three_lines_what_it_needs(tmp_path):
+    done = run_train()
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 3)
+    example = shlex.split(done.stderr.splitlines()[1])
+    assert example[:2] == ["python", "train.py"]
+    texts, out = example[2:-4], ["--out", tmp_path / "out"]
+    assert example[-4:-1] == ["--out", "models/first", "--iterations"]
+    done = run_train(*texts, *out, *SMALL[:8], "--iterations", "2", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(r"([\d,]+) tokens to train", done.stdout)[1].replace(",", "")) > 9000
+
+
+def test_the_curve_has_a_row_every_ten_steps(text, tmp_path, monkeypatch):
+    losses, loss_and_gradient = [], train.loss_and_gradient
+
+    def watched(*args):
+        losses.append(loss_and_gradient(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(train, "loss_and_gradient", watched)
+    monkeypatch.setattr(sys, "stdin", None)
+    out = tmp_path / "out"
+    assert train.main([str(text), "--out", str(out), *SMALL, "--eval_interval", "25"]) == 0
+    rows, ends = curve(out)[1:], [0, 10, 20, 25, 30, 40, 44]
+    means = [f"{np.mean(losses[i:j]):.6f}" for i, j in zip(ends, ends[1:])]  # since the row before
+    assert [row[:2] for row in rows] == [[str(n), mean] for n, mean in zip(ends[1:], means)]
+    assert [row[0] for row in rows if row[2]] == ["25", "44"]
+
+
+def test_the_last_evaluation_takes_windows_spread_over_a_long_text(unbroken, text, monkeypatch):
+    encoder, hparams, params = load_encoder_hparams_and_params(str(unbroken[0]), "")
+    ids = np.array(encoder.encode(text.read_text(encoding="utf-8")))[:2005]
+    whole = measure(ids, encoder, hparams, params)
+    assert whole == measure(ids, encoder, hparams, params, n_targets=5000)
+    assert whole["tokens"] == 2004 and whole["stride"] == 8
+    found = measure(ids, encoder, hparams, params, n_targets=500)
+    every = [*windows(2005, 16, 8)][::4]  # 2,005 ids, of which about 500 are to be predicted
+    nats, n = train.evaluate(ids, every, params, hparams)
+    assert found["tokens"] == n == sum(stop - first for _, first, stop in every)
+    assert found["nats per token"] == nats / n and every[-1][2] > 1970
+    seen = []
+    monkeypatch.setattr(train, "measure", lambda *args, **options: seen.append(options) or whole)
+    monkeypatch.setattr(train, "held_out", lambda *args: ids)
+    train.measure_kept(SimpleNamespace(out=str(unbroken[0]), models_dir="", threads=1), 9)
+    assert seen[0]["n_targets"] == train.EVAL_TOKENS == 2**17
 
 
 def test_wrong_usage_is_2(text, tmp_path):
@@ -362,7 +434,6 @@ def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
         ([text, "--out", out, "--stopwords", tmp_path / "binary"], ["binary", "UTF-8"]),
         ([text, "--out", out, "--init_from", tmp_path / "nowhere"], ["nowhere"]),
         ([text, "--out", out, "--init_from", unbroken[0], "--n_ctx", "17"], ["--n_ctx 17", "16"]),
-        ([text, "--out", out, "--val_fraction", "0"], ["--val_fraction"]),
         (["--plot", tmp_path / "odd"], ["log.csv", "no log"]),
         (["--plot", tmp_path], ["log.csv"]),
     ):
@@ -372,9 +443,11 @@ def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
         assert lines[0].startswith("train.py: error: ") and all(w in lines[0] for w in words)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(text, tmp_path):
+@pytest.mark.parametrize("rate", ["1e6", "1e38"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_loss_that_is_no_number_stops_the_run(rate, optimizer, text, tmp_path):
     out = tmp_path / "diverges"
-    options = "--learning_rate", "1e38", "--optimizer", "adamw", "--eval_interval", "1"
+    options = "--learning_rate", rate, "--optimizer", optimizer, "--eval_interval", "1"
     done = run_train(text, "--out", out, *SMALL, *options)
     assert done.returncode == 1 and "the loss is" in done.stderr and done.stderr.count("\n") == 1
     assert (out / "training" / "checkpoint.safetensors").exists()

@@ -1,32 +1,37 @@
 """A run on the disk: how it begins, is kept, goes on after a kill, and ends."""
 
+import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from conftest import NOISY, SMALL, curve, run_train, train_command
+from conftest import NOISY, SMALL, curve, run, run_train, train_command
 
 import train
 import training_run
 from model_files.checkpoint import read_checkpoint
 from model_files.directory import load_model
 from model_files.parameters import flatten
-from training_run import end_run, init_params, open_run
+from settings import settle
+from training_run import claim, held_out, init_params, open_run
+from utils import read_training, text_changes
 
 
 def settings(*args):
     """The options of train.py as it hands them to a run."""
     args, options = [*map(str, args)], train.parser()
-    return train.settle(options, options.parse_args(args), args)
+    return settle(options, options.parse_args(args), args)
 
 
 def whole(directory):
-    """The files in a directory, but for what a kill has left half written."""
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix != ".tmp"}
+    """The files in a directory, but for the lock and what a kill has left half written."""
+    paths = [path for path in directory.iterdir() if path.name != "lock"]
+    return {path.name: path.read_bytes() for path in paths if path.suffix != ".tmp"}
 
 
 # A beginning
@@ -152,7 +157,7 @@ def test_the_best_model_so_far_is_kept_and_every_row_of_the_log(opened):
         run.record.update(step=step, seconds=step / 4)
         run.optimizer.w[...] = val_loss
         run.log(6.0, val_loss)
-        run.save(val_loss, "float32")
+        run.save("float32")
         vocabulary, hparams, params = load_model(run.out)
         assert (
             vocabulary[:2] == run.encoder.vocabulary[:2] and hparams.items() >= run.hparams.items()
@@ -210,14 +215,50 @@ def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_pa
     assert "checkpoint.safetensors" not in whole(run.out / "training")
 
 
+def test_the_held_out_text_is_the_end_of_the_ids(opened):
+    run, _ = opened
+    train_ids, val_ids = run.read_ids()
+    n_val = len(val_ids)
+    assert n_val == run.record["n_val"] > 100 and len(train_ids) == run.record["n_train"]
+    assert held_out(run.out, run.encoder, n_val).tolist() == val_ids.tolist()
+
+
 def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
     run, _ = opened
-    _, val_ids = run.read_ids()
-    expected = val_ids.tolist()
     work = run.out / "training"
     (work / "notes").write_text("of somebody else")
-    assert end_run(run.out, run.encoder).tolist() == expected
-    assert [path.name for path in work.iterdir()] == ["notes"]
+    (work / "piped-text-0").write_text("a pipe's")
+    with claim(run.out):
+        assert (work / "lock").exists()
+    assert sorted(whole(work)) == [
+        "checkpoint.safetensors",
+        "merges.txt",
+        "notes",
+        "tokens.bin",
+        "vocab.json",
+    ]
+    with claim(run.out):
+        (work / "checkpoint.safetensors").unlink()
+    assert [*whole(work)] == ["notes"]
+    (work / "notes").unlink()
+    with claim(run.out):
+        pass
+    assert list(run.out.iterdir()) == []
+
+
+def test_one_training_at_a_time_writes_into_a_directory(tmp_path):
+    out = tmp_path / "a" / "b" / "out"
+    with claim(out):
+        with pytest.raises(ValueError, match="out: another training writes there"), claim(out):
+            pytest.fail("two")
+        assert (out / "training" / "lock").exists()
+        with claim(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ZeroDivisionError), claim(out):
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
 def test_ids_of_another_length_are_refused(opened):
@@ -284,3 +325,223 @@ def test_an_unfinished_run_is_guarded(text, tmp_path):
         (work / name).write_bytes(files[name])
     done = run_train("--out", out, "--resume", "--iterations", "20")  # given again: done by now
     assert done.returncode == 0 and not work.exists()
+
+
+def test_a_run_goes_on_in_another_directory(unbroken, text, tmp_path):
+    """All paths that it was given are relative, and mean nothing there."""
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "text.txt").write_bytes(text.read_bytes())
+    (tmp_path / "start" / "words").write_text("the and")
+    model = os.path.relpath(unbroken[0], tmp_path / "start")
+    args = ["text.txt", "--out", "a/out", "--init_from", model, "--stopwords", "words"]
+    args += ["--iterations", "100000", "--eval_interval", "5", "--models_dir", "models"]
+    process = subprocess.Popen(
+        train_command(*args), cwd=tmp_path / "start", stdout=subprocess.DEVNULL
+    )
+    out = tmp_path / "start" / "a" / "out"
+    wait_until((out / "log.csv").exists)
+    process.kill()
+    process.wait()
+    (tmp_path / "words").write_text("the and")
+    resumed = "--out", "start/a/out", "--resume", "--iterations", "6"
+    done = run_train(*resumed, "--text", cwd=tmp_path)
+    assert done.returncode == 2  # no abbreviation, no such option
+    done = run_train("start/text.txt", *resumed, "--stopwords", "words", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nats per token" in done.stdout and not (out / "training").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["start", "words"]
+
+
+def test_two_trainings_do_not_meet(text, tmp_path):
+    out = tmp_path / "out"
+    args = train_command(text, "--out", out, *SMALL, "--iterations", "100000")
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
+    wait_until((out / "log.csv").exists)
+    for more in [], ["--overwrite"], ["--resume"]:
+        done = run_train(text, "--out", out, *SMALL, *more)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "out: another training writes there" in done.stderr
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    done = run_train("--out", out, "--resume", "--iterations", "10")  # the lock has gone with it
+    assert done.returncode == 0, done.stderr
+    assert not (out / "training").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(unbroken, text, tmp_path):
+    (tmp_path / "short").write_text("too short")
+    (tmp_path / "binary").write_bytes(b"text " * 1000 + b"\xff")
+    (tmp_path / "bad.jsonl").write_text('{"text": "low"}\n{}')
+    before = sorted(tmp_path.rglob("*"))
+    for args, stdin in (
+        (["missing"], ""),
+        (["short"], ""),
+        (["binary"], ""),
+        (["bad.jsonl"], ""),
+        (["-"], "too short"),
+        (["-", text, "missing"], "text"),
+        ([text, "--init_from", "./nowhere"], ""),
+        ([text, "--tokenizer", "./nowhere"], ""),
+        ([text, "--init_from", unbroken[0], "--n_ctx", "99"], ""),
+        ([text, "--n_embd", "100000000"], ""),  # no memory for that
+    ):
+        out = "--out", "new/models/out"
+        done = run("train.py", *args, *out, cwd=tmp_path, stdin=stdin, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert sorted(tmp_path.rglob("*")) == before, args
+
+
+def test_an_interrupted_last_evaluation_comes_again(text, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr(train, "measure", interrupted)
+    assert train.main([str(text), "--out", str(out), *SMALL]) == 130
+    assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+    rows = curve(out)
+    done = run_train("--out", out, "--resume")
+    assert done.returncode == 0 and "nats per token" in done.stdout, done.stderr
+    assert curve(out) == rows and not (out / "training").exists()
+
+
+# What it was told
+
+
+def test_what_a_run_was_told_is_kept_beside_the_model(text, tmp_path):
+    (tmp_path / "words").write_text("the and")
+    (tmp_path / "Text").write_text(text.read_text(encoding="utf-8").title() + "<|endoftext|>")
+    text = tmp_path / "Text"
+    args = "--lowercase", "--stopwords", "words", "--literal_endoftext", "--seed", "3", *SMALL
+    done = run_train(text, "--out", "out", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = read_training(str(tmp_path / "out"), "")
+    assert (
+        told.items()
+        >= {
+            "text": [str(text)],
+            "lowercase": True,
+            "stopwords": ["the", "and"],
+            "literal_endoftext": True,
+            "tokenizer": None,
+            "seed": 3,
+            "n_layer": 1,
+            "optimizer": "muon",
+            "iterations": 44,
+            "learning_rate": 4e-3,
+        }.items()
+    )
+    assert text_changes(told) == "in lower case and without the, and"
+    assert text_changes({}) == "" == text_changes({"lowercase": False, "stopwords": []})
+    assert text_changes({"stopwords": list("abcdefg")}) == "without a, b, c, d, e ..."
+    # The same again, from what is said there: the figures are those of the run.
+    measured = run("evaluate.py", text, "--val_fraction", "0.1", "--model_size", tmp_path / "out")
+    assert measured.returncode == 0 and done.stdout.encode().endswith(b"\n" + measured.stdout)
+    said = b"the text is measured in lower case and without the, and, as the model has learned it"
+    assert said in measured.stderr
+
+
+def test_a_model_is_trained_further_with_what_it_was_told(text, tmp_path):
+    (tmp_path / "words").write_text("the and")
+    told = "--lowercase", "--stopwords", "words", "--val_fraction", "0.2", "--dropout", "0.3"
+    done = run_train(text, "--out", "one", *told, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "words").unlink()
+    args = "--out", tmp_path / "two", "--init_from", tmp_path / "one", "--dropout", "0"
+    run = open_run(settings(*args))
+    found = run.record["settings"]
+    assert found["text"] == [str(text)] and found["stopwords"] == ["the", "and"]
+    assert (found["lowercase"], found["val_fraction"], found["batch_size"]) == (True, 0.2, 6)
+    assert (found["dropout"], found["iterations"], found["learning_rate"]) == (0.0, 600, 4e-4)
+    assert run.record["step"] == 0 and not run.optimizer.m.any() and not run.optimizer.v.any()
+    done = run_train("--out", tmp_path / "three", *args[2:], "--iterations", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{run.record['n_train']:,} tokens to train on" in done.stdout
+    for words, text in ('"text": ["-"], ', "which text?"), ("", "which text?"):  # nothing to read
+        (tmp_path / "one" / "training.json").write_text("{" + words + '"lowercase": true}')
+        done = run_train("--out", tmp_path / "four", *args[2:], cwd=tmp_path)
+        assert done.returncode == 2 and text in done.stderr
+
+
+def test_a_damaged_training_json_is_refused(unbroken, tmp_path, text):
+    shutil.copytree(unbroken[0], tmp_path / "model")
+    for content in '{"lowercase": 1}', '{"stopwords": "the"}', '{"stopwords": [1]}', "[]", "{":
+        (tmp_path / "model" / "training.json").write_text(content)
+        done = run("evaluate.py", text, "--model_size", tmp_path / "model", text=True, stdin="")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "training.json: " in done.stderr
+
+
+# Without a held-out text
+
+
+def test_without_a_held_out_text_the_last_model_is_kept(text, tmp_path):
+    out = tmp_path / "out"
+    args = str(text), "--out", str(out), *SMALL, "--val_fraction", "0"
+    run = open_run(settings(*args))
+    train_ids, val_ids = run.read_ids()
+    assert len(val_ids) == 0 and len(train_ids) == run.record["n_train"]
+    for step in 1, 2:
+        run.record["step"] = step
+        run.optimizer.w[...] = step
+        run.log(5.0 + step)
+        run.save("float32")
+        assert all((x == step).all() for x in flatten(load_model(out)[2]).values())
+    assert (out / "log.csv").read_text().splitlines()[1:] == ["1,0.0,6.000000,", "2,0.0,7.000000,"]
+    done = run_train(*args, "--overwrite", "--eval_interval", "25")
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in curve(out)[1:]] == ["10", "20", "25", "30", "40", "44"]
+    assert {row[-1] for row in curve(out)[1:]} == {""} and "nats" not in done.stdout
+    rate = "--iterations", "2", "--learning_rate", "1e38", "--optimizer", "adamw"
+    done = run_train(*args, "--overwrite", *rate)
+    assert done.returncode == 1 and "the loss is nan after 2 steps" in done.stderr  # by its weights
+
+
+def test_nothing_is_learned_from_the_held_out_text(tmp_path):
+    """It is poison: other letters, more often than any of the rest."""
+    path = tmp_path / "text"
+    path.write_text("low lower lowest " * 100 + "XYZ XYZ " * 200)
+    share = str(1600 / 3300)
+    args = path, "--out", tmp_path / "out", *SMALL, "--val_fraction", share
+    run = open_run(settings(*args))
+    assert not any("X" in a + b for a, b in run.encoder.vocabulary.merges)
+    train_ids, val_ids = run.read_ids()
+    assert run.encoder.decode(train_ids.tolist()) == "low lower lowest " * 100
+    assert run.encoder.decode(val_ids.tolist()) == "XYZ XYZ " * 200
+
+
+def test_an_end_of_text_is_nothing_to_learn_a_vocabulary_from(tmp_path):
+    stories = ["low lower", "lowest low"] * 200
+    (tmp_path / "marked").write_text("<|endoftext|>\n".join(stories), newline="")
+    lines = "\n".join(json.dumps({"text": story}) for story in stories)
+    (tmp_path / "lines.jsonl").write_text(lines)
+    args = "--out", tmp_path / "out", *SMALL, "--overwrite", "--val_fraction", "0"
+    runs = [open_run(settings(tmp_path / name, *args)) for name in ("marked", "lines.jsonl")]
+    assert runs[0].encoder.vocabulary == runs[1].encoder.vocabulary
+    tokens = " ".join(runs[0].encoder.vocabulary.ids)
+    assert tokens.count("endoftext") == 1 and "<|e" not in tokens.replace("<|endoftext|>", "")
+    ids = runs[1].read_ids()[0].tolist()
+    assert ids.count(runs[1].encoder.eot) == 399 and "endoftext" not in "".join(stories)
+    literal = open_run(settings(tmp_path / "marked", *args, "--literal_endoftext"))
+    assert any("endo" in a + b for a, b in literal.encoder.vocabulary.merges)
+    assert literal.encoder.eot not in literal.read_ids()[0]
+
+
+def test_a_model_that_is_trained_further_keeps_its_epsilon(text, tmp_path, monkeypatch):
+    run = open_run(settings(text, "--out", tmp_path / "one", *SMALL, "--val_fraction", "0"))
+    run.hparams["layer_norm_epsilon"] = 0.25
+    run.log(5.0)
+    run.save("float32")
+    (tmp_path / "one" / "training" / "checkpoint.safetensors").unlink()
+    ids, batch = [], train.batch
+    monkeypatch.setattr(train, "batch", lambda *args: ids.append(batch(*args)) or ids[-1])
+    monkeypatch.setattr("sys.stdin", None)
+    args = "--out", tmp_path / "two", "--init_from", tmp_path / "one", "--iterations", 1
+    options = "--dropout", 0, "--learning_rate", 0
+    assert train.main([*map(str, (*args, *options))]) == 0
+    _, hparams, params = load_model(tmp_path / "two")
+    assert hparams["layer_norm_epsilon"] == 0.25
+    nats = [train.evaluate(row, [(0, 1, 17)], params, hparams)[0] for row in ids[0]]
+    assert float(curve(tmp_path / "two")[1][1]) == pytest.approx(sum(nats) / 96, rel=1e-4)
