@@ -2,6 +2,8 @@
 
     " low" -> " ", "l", "o", "w" -> " l", "o", "w" -> " l", "ow" -> " low" -> [1877]
 
+(in the vocabulary of the released models; others have learned other merges)
+
 1. A text is cut into words. The space before a word belongs to it.
 2. The bytes of a word are its first tokens: so no text is without tokens.
 3. Neighbours become one token, those that stand first in the list of merges first, until no two
@@ -60,7 +62,7 @@ FIND_WORDS_EXACTLY = regex.compile(
     WORD.format(L=rf"[\p{{L}}--[{UNASSIGNED}]]", N=rf"[\p{{N}}--[{UNASSIGNED}]]"), regex.VERSION1
 ).findall
 
-# A place where a word always ends: no word goes on from other signs to white space.
+# A place where a word always ends: where white space follows something else.
 FIND_CUT = re.compile(r"\S[ \n]").search
 
 
@@ -357,8 +359,9 @@ def replace(ids, pair, new):
 def learn_merges(words, tokens, vocab_size):
     """The same, fast: a merge changes only the words that hold its pair.
 
-    The pairs wait in a heap, the most frequent on top, each with the numbers of its words. Other
-    merges lower a pair's count behind the heap's back: it is then put back where it belongs.
+    The pairs wait in a heap, the most frequent on top, each with the numbers of its words. A merge
+    only lowers the counts of older pairs, as those that it adds have its new token in them: a pair
+    whose count was too high is put back where it belongs.
     """
     words, count, where = list(words), count_pairs(words), defaultdict(set)
     for w, (ids, _) in enumerate(words):

@@ -3,8 +3,8 @@
     python evaluate.py shakespeare.txt --model_size shakespeare
     python evaluate.py candidates.txt --model_size shakespeare --lines
 
-The loss of a token is -log p, in nats, where p is the probability that the model gave it from what
-stands before it: 0 where it was certain, log 2 = 0.69 where it was as unsure as of a coin.
+From what stands before it, a model gives the token that comes a probability p. Its loss is -log p,
+in nats: 0 if p is 1, log 2 = 0.69 if p is 1/2, as of a coin.
 Perplexity is exp of the mean loss: as unsure as of a die with so many sides.
 
 A text is longer than what a model sees at once, so it is measured in windows of n_ctx tokens, which
@@ -76,7 +76,7 @@ def window_losses(ids, window, params, hparams):  # -> [stop - first], nats
     cache, losses = new_cache(stop - 1 - start, **hparams), []
     for i in range(start, stop - 1, N_QUERIES):
         j = min(i + N_QUERIES, stop - 1)
-        targets = ids[max(first, i + 1) : j + 1]  # id i predicts id i + 1
+        targets = ids[max(first, i + 1) : j + 1]  # ids[i] predicts ids[i + 1]; there may be none
         n_logits = len(targets)
         logits = gpt2(ids[i:j], **model, cache=cache, n_past=i - start, n_logits=n_logits)
         losses.append(-log_probabilities(logits, targets))
@@ -89,13 +89,13 @@ def log_probabilities(logits, ids):  # [n, n_vocab], [n] -> [n]; overwrites the 
     return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(-1))
 
 
-def evaluate(ids, windows, params, hparams, map=map):
-    """-> the sum of the losses of all targets in the windows, in nats, and how many targets.
+def evaluate(ids, todo, params, hparams, map=map):
+    """-> the sum of the losses of all targets in some windows, in nats, and how many targets.
 
     map: may be that of a pool of threads.
     """
-    windows, nats, n_targets = iter(windows), 0.0, 0
-    while some := list(islice(windows, 1024)):  # not all at once: a text may have millions
+    todo, nats, n_targets = iter(todo), 0.0, 0
+    while some := list(islice(todo, 1024)):  # not all at once: a text may have millions
         for losses in map(lambda window: window_losses(ids, window, params, hparams), some):
             nats += float(losses.sum(dtype=np.float64))
             n_targets += len(losses)

@@ -23,7 +23,8 @@ MATRIX, EMBEDDING, VECTOR = range(3)  # the three kinds
 def adamw(w, g, m, v, scale, lr, decay, step, beta1=0.9, beta2=0.99, eps=1e-8):
     """One update, in place, of any vector: Loshchilov and Hutter 2019, algorithm 2.
 
-    w: weights; g: their gradient, times scale; m, v: the running means of g and of its square.
+    w: weights; g: their gradient, which is first multiplied by scale; m, v: the running means of
+    the result and of its square. They start at 0: hence the divisions by 1 - beta**step.
     """
     g = g * scale
     m += (g - m) * (1 - beta1)
@@ -39,6 +40,7 @@ def adamw(w, g, m, v, scale, lr, decay, step, beta1=0.9, beta2=0.99, eps=1e-8):
 def muon(w, g, m, scale, lr, decay, beta=0.95):
     """One update, in place, of a matrix [in, out]: its momentum with all singular values near 1.
 
+    A gradient points mostly along a few directions: so the rare ones are learned as well.
     Source: Jordan et al. 2024, "Muon"; scaled to the size of an AdamW update: Liu et al. 2025.
     The three matrices of c_attn, [e, 3e], are orthogonalized one by one.
     """
@@ -53,7 +55,8 @@ def muon(w, g, m, scale, lr, decay, beta=0.95):
 
 
 def orthogonalize(x):  # [m, n] -> [m, n]
-    """u v^T of x = u s v^T, roughly, by products alone: five steps of a Newton-Schulz iteration."""
+    """u v^T of x = u s v^T (its singular value decomposition), with s of about 0.7 to 1.2 in place
+    of 1, by products alone: five steps of a Newton-Schulz iteration."""
     if x.shape[0] > x.shape[1]:
         return orthogonalize(x.T).T
     x = x * (1 / (float(np.linalg.norm(x)) + 1e-7))
@@ -77,7 +80,8 @@ class Optimizer:
     """The weights of a model, and all that changes them.
 
     w: the weights; m, v: their moments; g: a gradient for each thread, of which update takes the
-    first. Each is a flat vector; params, a tree of views into w, and gradients, one into each g.
+    first, where train.sum_gradients has added the others. Each is a flat vector; params, a tree of
+    views into w, and gradients, one into each g.
     decay: the weight decay of whatever is a matrix; by_muon: are those inside blocks Muon's?
     """
 
