@@ -65,11 +65,12 @@ def fetch_text(address, directory):
     digest = hashlib.sha256(address.encode()).hexdigest()[:8]  # many are called input.txt
     path = directory / f"{digest}-{name}"
     if not path.exists():
-        from model_files.download import Fault, download  # imports requests, which takes a while
+        from model_files.download import download  # imports requests, which takes a while
+        from model_files.transport import Fault
 
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            download(address, path)
+            download(address, path, plain=True)
         except Fault as fault:
             with contextlib.suppress(OSError):  # what has come stays: a later run goes on from it
                 directory.rmdir()

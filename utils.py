@@ -5,7 +5,8 @@
     shakespeare                                     in models_dir, in models beside this file
     124M, 355M, 774M, 1558M                         there, in the cache of Hugging Face's tools, on
                                                     the hub, in OpenAI's own store
-    owner/name or owner/name@revision               there as owner--name, in that cache, on the hub
+    owner/name, owner/name@revision, or its page's  there as owner--name, in that cache, on the hub
+    address (https://huggingface.co/owner/name)
 
 What is fetched is kept in models_dir. The files are read in model_files/, which is plumbing.
 """
@@ -14,14 +15,15 @@ import os
 import re
 from pathlib import Path
 
-from encoder import Encoder, get_encoder
+from encoder import Encoder
 from model_files.directory import holds_model, load_model
 from model_files.files import read_json
-from model_files.hub_cache import find_cached
+from model_files.hub_cache import find_cached, hub_name, is_released
 from model_files.released import SIZES
+from model_files.vocabulary import read_vocabulary
 
 MODELS = Path(__file__).resolve().parent / "models"  # beside the program
-REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*))?"  # owner/name[@revision]
+REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)*))?"
 
 
 class UnknownModel(ValueError):
@@ -35,14 +37,16 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
     ValueError (bad content, unknown name) or OSError (not to be read or fetched), in one line.
     """
-    vocabulary, hparams, params = load_model(find_model(model_size, Path(models_dir)))
+    directory = find_model(model_size, Path(models_dir))
+    vocabulary, hparams, params = load_model(directory, is_released=model_size in SIZES)
     return Encoder(vocabulary, hparams["n_vocab"]), hparams, params
 
 
 def load_encoder(model_size, models_dir):
     """-> the Encoder of a model, by its name; of one that is not here, its vocabulary is all that
     is fetched."""
-    return get_encoder(find_model(model_size, Path(models_dir), only_vocabulary=True))
+    directory = find_model(model_size, Path(models_dir), only_vocabulary=True)
+    return Encoder(read_vocabulary(directory, is_released=model_size in SIZES))
 
 
 def training_path(directory):
@@ -70,6 +74,7 @@ def text_changes(training):
 def find_model(name, models_dir, only_vocabulary=False):
     """-> the directory of a model, which is fetched if neither models_dir nor a cache holds it, or
     only its vocabulary, if no more is asked for."""
+    name = hub_name(name)
     repo = re.fullmatch(REPO, name)
     if name in (".", "..") or re.search(r"[/\\~]", name):  # a path, or owner/name
         path = Path(os.path.expanduser(name))
@@ -91,12 +96,13 @@ def find_model(name, models_dir, only_vocabulary=False):
     if not can_be_fetched:
         raise UnknownModel(describe_models(name, models_dir))
     repo, revision = SIZES.get(name) or repo.groups(default="main")
-    if cached := find_cached(repo, revision):
+    cached = find_cached(repo, revision)
+    if cached and (name not in SIZES or is_released(name, cached, models_dir)):
         return cached
-    from model_files.fetch import fetch, fetch_vocabulary  # requests takes longer than all the rest
+    from model_files.fetch import fetch  # imports requests, which takes longer than all the rest
 
     directory = models_dir / name.replace("/", "--")
-    (fetch_vocabulary if only_vocabulary else fetch)(name, repo, revision, directory)
+    fetch(name, repo, revision, directory, only_vocabulary)
     return directory
 
 

@@ -9,8 +9,10 @@ parameters.py     the parameters' names and shapes, as a flat dict and as a tree
 directory.py      a model directory: read, check, save
 checkpoint.py     the last state of an unfinished training run
 released.py       the four released sizes: where they lie, the hashes of their files
-hub_cache.py      models that Hugging Face's own tools have fetched
-download.py       one file over the network: resumed, verified
+hub_cache.py      what Hugging Face's own tools have left here: models, a token, settings
+transport.py      one request over the network: redirects, credentials, what a refusal means
+proof.py          what counts as proof that a file is whole
+download.py       one file over the network: resumed, proven whole
 sources.py        the files of a model on the hub, and in OpenAI's store
 fetch.py          a model from one of the two into a directory
 

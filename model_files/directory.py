@@ -59,20 +59,23 @@ def bundle_prefix(directory):
     return directory / name if there else None
 
 
-def load_model(directory):
-    """-> vocabulary, hparams, params as a tree of float32 (mapped where the file has them so)."""
-    vocabulary, hparams, tensors = read_model(Path(directory))
+def load_model(directory, is_released=False):
+    """-> vocabulary, hparams, params as a tree of float32 (mapped where the file has them so).
+
+    is_released: it is one of the four sizes, so that only the files with known hashes are read.
+    """
+    vocabulary, hparams, tensors = read_model(Path(directory), is_released)
     return vocabulary, hparams, nest({name: widen(x) for name, x in tensors.items()})
 
 
-def read_model(directory):
+def read_model(directory, is_released=False):
     """-> vocabulary, hparams, {name: array as it is stored}: all that parameter_shapes names."""
-    vocabulary = read_vocabulary(directory)
+    vocabulary = read_vocabulary(directory, is_released)
     whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     prefix = bundle_prefix(directory)
     if whole.is_file() or index.is_file():
         config = read_config(directory / "config.json")
-        ends = read_ends(directory)
+        ends = read_ends(directory, is_released)
         tensors = read_safetensors(whole) if whole.is_file() else read_shards(index)
         tensors = strip_names(directory, tensors, config["tie_word_embeddings"])
     elif prefix:
@@ -123,11 +126,11 @@ def read_config(path):
     return config
 
 
-def read_ends(directory):
+def read_ends(directory, is_released):
     """-> the ids that end a text, as transformers finds them: generation_config.json has the say
     where there is one, else config.json."""
     path = directory / "generation_config.json"
-    path = path if path.is_file() else directory / "config.json"
+    path = path if path.is_file() and not is_released else directory / "config.json"
     found = read_json(path).get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if set(map(type, ends)) - {int}:

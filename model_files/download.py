@@ -1,12 +1,25 @@
-"""Fetch one file: gone on with where it broke off, and verified before it gets its name.
+"""Fetch one file: gone on with where it broke off, and proven whole before it gets its name.
 
-Until then it is target.<hash of what tells the file's version>.part beside it, so that bytes of two
-versions never meet, and a run after kill -9 knows what it has.
+Until then it is target.<hash of its version>.part beside it, so that bytes of two versions never
+meet, and a run after kill -9 knows what it has. What a version is: the digest that the file must
+have, else ETag or Last-Modified, and the length.
+
+    on the disk           the answer                      what happens
+    the file              is not asked for                nothing
+    nothing               200                             a part is written from its first byte
+    a part                206, from where it ends         it is written on
+    a part                200, the same version           what is there is skipped, the rest written
+    a part                200, another version            a second part is written from its start
+    a part                416; 206 of another version,    asked again without a range; the part
+                          or from another byte            stays
+    a copy elsewhere      its digest is the copy's        the copy is taken, nothing is read
+    anything              a fault, or broken off          the part stays; asked again after a while
+    a part, all of it     and it is proven whole          the file; all other parts go
+    a part, all of it     and it is another's bytes       what this answer brought goes; if that was
+                                                          all, or for the second time: all of it
 """
 
-import base64
 import contextlib
-import email.utils
 import hashlib
 import itertools
 import os
@@ -15,49 +28,71 @@ import re
 import shutil
 import sys
 import time
+from typing import NamedTuple
 
-import requests
 from tqdm import tqdm
 
-CONNECT, SILENCE = 10, 30  # seconds until a server that does not answer, or stalls, is given up
-TRIES, WAIT, MAX_WAIT = 6, 1.0, 120.0  # tries without progress; seconds before the second, at most
+from model_files.proof import Promise, promise_of, prove
+from model_files.transport import Fault, Refused, ask, check_status, describe
+
+TRIES, WAIT, MAX_WAIT = 6, 1.0, 310.0  # tries without progress; seconds before the second, at most
 CHUNK = 1 << 17  # bytes
-MAX_UNSIZED = 16 << 20  # bytes of a file whose length nobody says
+PAGE = "a web page comes instead of it: does this network want a log-in?"
+MAX_UNSIZED = 16 << 20  # bytes of a file whose length nobody says, but for weights
 
 
-class Fault(Exception):
-    """One request has failed; wait: seconds the server asks for; tries: how many it counts as."""
-
-    def __init__(self, reason, wait=0.0, tries=1):
-        super().__init__(reason)
-        self.wait, self.tries = wait, tries
+class Elsewhere(Fault):
+    """The answer does not go on from where the part on the disk ends."""
 
 
-class Missing(Fault):
-    """The server says that there is no such file."""
+class Foreign(Fault):
+    """All bytes are there, and they are not the file's."""
 
 
-def download(url, target, sha256=None, token=""):
-    """Fetch one file, verified -> the commit that the hub names. Goes on from what is there.
+class Bare(Fault):
+    """The answer says nothing by which the file could be proven whole."""
 
-    A try that gets further than all before it starts their count anew, so that a bad connection
-    finishes in the end, and a server that only ever sends the beginning is given up.
+
+class Answer(NamedTuple):
+    """What an answer says of the file. start: its first byte; size: the whole file's, or None."""
+
+    promise: Promise | None
+    version: str
+    start: int
+    size: int | None
+    commit: str
+
+
+def download(url, target, sha256="", authorization="", plain=False, copies=()):
+    """Fetch one file, proven whole -> the commit that the hub names, "" if nothing was asked.
+
+    sha256: what is pinned; plain: the server has files and no more, so that without a hash their
+    content is the proof, None: who knows; copies: files that may be the same. Faults end in one
+    Fault; a try that gets further than all before it starts their count anew, so that a bad
+    connection finishes in the end, and a server that only ever sends the beginning is given up.
     """
-    tries, furthest, commit = 0, bytes_there(target), ""
+    tries, furthest, commit, go_on, doubted = 0, bytes_there(target), "", True, False
     while not target.exists():
         try:
-            commit = receive(url, target, sha256, token)
-        except (requests.RequestException, ValueError, Fault) as error:  # ValueError: no address
-            fault = error if isinstance(error, Fault) else describe(error)
+            commit = receive(
+                url, target, sha256, authorization, plain, copies, go_on=go_on, doubted=doubted
+            )
+        except Refused as refused:
+            tries += refused.tries
+            if tries >= TRIES:
+                line = f"{target.name}: {refused}"
+                raise Refused(line, refused.status, refused.code) from None
+        except Fault as fault:
+            go_on, doubted = not isinstance(fault, Elsewhere), doubted or isinstance(fault, Foreign)
             there = bytes_there(target)
             tries = fault.tries + (0 if there > furthest else tries)
             furthest = max(furthest, there)
-            wait = max(fault.wait, WAIT * 2 ** (tries - 1) * random.uniform(0.5, 1))
-            line = f"{target.name}: {fault}; {there / 1e6:.1f} MB are there"
-            if tries >= TRIES or wait > MAX_WAIT:
-                raise type(fault)(line, tries=TRIES) from None
-            announce(f"{line}, again in {wait:.0f} s")
-            time.sleep(wait)
+            pause = max(fault.wait, WAIT * 2 ** min(tries - 1, 9) * random.uniform(0.5, 1))
+            line = f"{target.name}: {fault}"
+            if tries >= TRIES or pause > MAX_WAIT:
+                raise type(fault)(line, fault.wait, fault.tries) from None
+            announce(f"{line}; {there / 1e6:.1f} MB are there, again in {pause:.0f} s")
+            time.sleep(pause)
     return commit
 
 
@@ -69,145 +104,161 @@ def parts_of(target):
     return list(target.parent.glob(f"{target.name}.{'[0-9a-f]' * 16}.part"))
 
 
-def describe(error):
-    """requests' exception -> Fault; theirs run over several lines."""
-    if isinstance(error, ValueError):  # no address at all
-        return Fault(str(error), tries=TRIES)
-    if "timed out" in str(error):
-        seconds = CONNECT if isinstance(error, requests.ConnectTimeout) else SILENCE
-        return Fault(f"silent for {seconds} s", tries=2 if seconds == CONNECT else 1)
-    unreached = "NewConnection" in str(error) or "NameResolution" in str(error)
-    return Fault(
-        "cannot be reached" if unreached else f"broken off ({type(error).__name__})",
-        tries=2 if unreached else 1,
-    )
-
-
-def receive(url, target, sha256, token):
-    """One request for what is not there yet; target appears once it is whole and verified."""
-    parts = parts_of(target)
+def receive(url, target, sha256, authorization, plain, copies, go_on, doubted):
+    """One request for what is not there yet -> the commit; the target appears once it is whole."""
+    old = max(parts_of(target), key=lambda part: part.stat().st_mtime_ns, default=None)
     # One byte more than is missing: so a whole part gets a proper answer, too.
-    have = max(parts[0].stat().st_size - 1, 0) if len(parts) == 1 else 0
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    if token:
-        headers["Authorization"] = f"Bearer {token}"  # requests drops it when another host is next
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT, SILENCE)) as response:
-        if response.status_code == 416:  # it is shorter now
-            for old in parts:
-                os.remove(old)
-        check_status(response)
-        answers = [*response.history, response]  # the hub says what a file is, then where it is
-        validator = sha256 or named(answers, "X-Linked-Etag", "ETag", "Last-Modified")
-        part = target.with_name(
-            f"{target.name}.{hashlib.sha256(validator.encode()).hexdigest()[:16]}.part"
-        )
-        start, size = 0, whole_number(response.headers.get("Content-Length"))
-        if response.status_code == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", named(answers, "Content-Range"))
-            if not found or int(found[1]) != have or parts != [part] or not validator:
-                for old in parts:
-                    os.remove(old)
-                raise Fault("it has changed, or the answer is another part: starting over")
-            start, size = have, int(found[2])
-        linked = whole_number(named(answers, "X-Linked-Size"))
-        if linked not in (None, size):
-            raise Fault(f"{size} bytes come instead of {linked}")
-        check_space(target.parent, 2 * (size or 0) - start)  # the model is written beside it
-        chunks = response.iter_content(CHUNK)
-        first = next(chunks, b"")
-        if not start and first.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise Fault("a web page comes instead of it")
-        for old in parts:
-            if old != part:
-                os.remove(old)
-        algorithm, expected = digest(answers, sha256)
-        hasher = hashlib.new(algorithm, b"blob %d\0" % (size or 0) if algorithm == "sha1" else b"")
-        with (
-            open(part, "r+b" if start else "wb") as file,
-            tqdm(
-                total=size,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                desc=target.name,
-                leave=False,
-                disable=None if (size or 0) > 1 << 20 else True,
-            ) as bar,
-        ):
-            while file.tell() < start:
-                hasher.update(file.read(min(CHUNK, start - file.tell())))
-            file.truncate()
-            for chunk in itertools.chain([first], chunks):
-                if file.tell() + len(chunk) > (MAX_UNSIZED if size is None else size):
-                    raise Fault(f"more than the {size} bytes announced")
-                file.write(chunk)
-                hasher.update(chunk)
-                bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-            if size is not None and file.tell() < size:
-                raise Fault("broken off")
-    if expected and hasher.hexdigest() != expected:
-        os.remove(part)
-        raise Fault(
-            f"wrong bytes, thrown away: their {algorithm} is {hasher.hexdigest()}", tries=TRIES // 2
-        )
+    have = max(old.stat().st_size - 1, 0) if old and go_on else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with ask(url, headers, authorization) as answers:
+        said = read_answer(answers, sha256, plain)
+        if copy := find_copy(copies, target, said):
+            take(copy, target)
+            return said.commit
+        part, begin = find_part(target, said, old, have)
+        # The model is written beside it, so there has to be room for two.
+        check_space(target.parent, 2 * (said.size or 0) - begin)
+        write(answers[-1], part, begin, said)
+    finish(part, target, said.promise, begin, doubted)
+    return said.commit
+
+
+def find_part(target, said, old, have):
+    """-> the part that an answer belongs to, the byte from which on it is written."""
+    tag = hashlib.sha256(said.version.encode()).hexdigest()[:16]
+    part = target.with_name(f"{target.name}.{tag}.part")
+    if said.start and (part != old or said.start != have):
+        raise Elsewhere("it has changed, or the answer is another part")
+    if said.start or not said.version or not part.exists():
+        return part, said.start
+    there = part.stat().st_size
+    return part, there if said.size is None or there <= said.size else 0
+
+
+def finish(part, target, promise, begin, doubted):
+    """A part that has all its bytes -> the target, if it is proven whole, else Foreign.
+
+    Then what came last, from byte begin on, goes; if all was doubted before, so does all of it.
+    """
+    try:
+        prove(part, target.name, promise)
+    except ValueError as error:
+        if begin and not doubted:
+            os.truncate(part, begin)
+        else:
+            os.remove(part)
+        fault = str(error).replace(f"{part}: ", "")
+        raise Foreign(f"wrong bytes, thrown away: {fault}", tries=2) from None
     os.replace(part, target)
-    return named(answers, "X-Repo-Commit")
+    for other in parts_of(target):
+        os.remove(other)
 
 
-def check_status(response):
-    """Fault unless the answer carries a file; tells what is worth another try."""
-    status, reason = response.status_code, f"{response.status_code} {response.reason}"
-    if status == 404:
-        raise Missing(f"{reason} at {response.url}", tries=TRIES)
-    if status in (401, 403):
-        raise Fault(f"{reason} at {response.url}: not there, or private (HF_TOKEN)", tries=TRIES)
-    if status in (408, 416, 429) or status >= 500:
-        wait = retry_after(response.headers.get("Retry-After", ""))
-        raise Fault(reason + f", not before {wait:.0f} s have passed" * (wait > 0), wait)
-    if status not in (200, 206):
-        raise Fault(f"{reason} at {response.url}", tries=TRIES)
+def read_answer(answers, sha256, plain):
+    """-> Answer; Fault if it carries no file, or says nothing by which it can be proven whole."""
+    if answers[-1].status_code == 416:
+        raise Elsewhere("416: there are fewer bytes than have been fetched")
+    check_status(answers, plain)
+    last = answers[-1].headers
+    promise, start, told = promise_of(answers, sha256), 0, promise_of(answers, "")
+    if sha256 and told and told.algorithm == "sha256" and told != promise:
+        raise Fault("the hub has another file than the one that was released", tries=3)
+    if not promise and not plain:
+        page = "html" in last.get("Content-Type", "")
+        tries = 3 if plain is None else 1  # a mirror that knows no hub says so twice
+        raise Bare(PAGE if page else "the answer is not the hub's", tries=tries)
+    size = whole_number(last.get("Content-Length"))
+    if last.get("Content-Encoding", "identity") != "identity":  # of other bytes than the file's
+        size = None
+    if answers[-1].status_code == 206:
+        found = re.fullmatch(r"bytes (\d{1,15})-\d+/(\d{1,15})", last.get("Content-Range", ""))
+        if not found or "Content-Encoding" in last:
+            raise Elsewhere("a part that does not say of what")
+        start, size = int(found[1]), int(found[2])
+    linked = whole_number(named(answers, "X-Linked-Size"))
+    if None not in (linked, size) and linked != size:
+        raise Fault(f"{size} bytes come instead of {linked}")
+    size = linked if size is None else size
+    tag = last.get("ETag") or last.get("Last-Modified")
+    version = promise.digest if promise else f"{tag} {size}" if tag else ""
+    return Answer(promise, version, start, size, named(answers, "X-Repo-Commit"))
 
 
-def retry_after(text):
-    """Seconds to wait, from a header that gives seconds or a date."""
-    if whole_number(text) is not None:
-        return whole_number(text)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    return 0.0
+def named(answers, name):
+    return next((a.headers[name] for a in answers if name in a.headers), "")
 
 
 def whole_number(text):
     return int(text) if text and re.fullmatch("[0-9]{1,15}", text) else None
 
 
-def named(answers, *names):
-    """-> the first of these headers that any answer has, from the first answer that has it."""
-    return next((a.headers[name] for name in names for a in answers if name in a.headers), "")
+def find_copy(copies, target, said):
+    """-> a file elsewhere that has the promised digest, or None."""
+    for copy in copies:
+        with contextlib.suppress(OSError, ValueError):
+            if said.promise and said.size in (None, copy.stat().st_size):
+                prove(copy, target.name, said.promise)
+                return copy
+    return None
 
 
-def digest(answers, sha256):
-    """-> algorithm and the hexadecimal digest that the bytes must have, "" if nobody says."""
-    tag = named(answers, "X-Linked-Etag", "ETag").removeprefix("W/").strip('"').lower()
-    if sha256 or re.fullmatch("[0-9a-f]{64}", tag):  # the hub's tag of a large file
-        return "sha256", sha256 or tag
-    if named(answers, "X-Repo-Commit") and re.fullmatch("[0-9a-f]{40}", tag):  # of a small one
-        return "sha1", tag  # as git computes it
-    # Of a whole file that comes in part, the store gives the MD5 under another name.
-    name = "Content-MD5" if answers[-1].status_code == 200 else "x-ms-blob-content-md5"
-    with contextlib.suppress(ValueError):
-        return "md5", base64.b64decode(named(answers[-1:], name), validate=True).hex()
-    return "md5", ""
+def take(copy, target):
+    """A whole file of somebody else's under the target's name, without its bytes if possible."""
+    try:
+        os.link(os.path.realpath(copy), target)
+    except OSError:
+        check_space(target.parent, copy.stat().st_size)
+        new = target.with_name(f"{target.name}.copy")
+        shutil.copyfile(copy, new)
+        os.replace(new, target)
+
+
+def write(answer, part, begin, said):
+    """The answer's bytes into the part from byte begin on; Fault if they end before the file's."""
+    skip, chunks = begin - said.start, answer.iter_content(CHUNK)
+    weights = ".safetensors." in part.name or ".data-" in part.name
+    limit = said.size if said.size is not None else 1 << 40 if weights else MAX_UNSIZED
+    first = read_chunk(chunks, answer.url)
+    if not said.start and first.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise Fault(PAGE)
+    with (
+        open(part, "r+b" if begin else "wb") as file,
+        tqdm(
+            total=said.size,
+            initial=begin,
+            unit="B",
+            unit_scale=True,
+            desc=part.name.rsplit(".", 2)[0],
+            leave=False,
+            disable=None if (said.size or 0) > 1 << 20 else True,
+        ) as bar,
+    ):
+        file.seek(begin)
+        file.truncate()
+        for chunk in itertools.chain([first], iter(lambda: read_chunk(chunks, answer.url), b"")):
+            rest = chunk[skip:]
+            skip -= len(chunk) - len(rest)
+            if file.tell() + len(rest) > limit:
+                raise Fault(f"more than the {limit} bytes announced")
+            file.write(rest)
+            bar.update(len(rest))
+        file.flush()
+        os.fsync(file.fileno())
+        if said.size is not None and file.tell() < said.size:
+            raise Fault("broken off")
+
+
+def read_chunk(chunks, url):
+    try:
+        return next(chunks, b"")
+    except (OSError, ValueError) as error:
+        raise describe(error, url) from None
 
 
 def check_space(directory, need):
     free = shutil.disk_usage(directory).free
     if free < need:
-        raise OSError(f"{need / 1e9:.2f} GB more are needed, and {free / 1e9:.2f} GB are free")
+        raise OSError(f"{need / 1e6:.1f} MB more are needed, and {free / 1e6:.1f} MB are free")
 
 
 def announce(line):

@@ -60,13 +60,14 @@ class Vocabulary(NamedTuple):
     files: dict = {}
 
 
-def read_vocabulary(directory):
-    """-> the Vocabulary of a directory.
+def read_vocabulary(directory, is_released=False):
+    """-> the Vocabulary of a directory; is_released: of vocab.json and merges.txt, or as OpenAI
+    calls them, whatever there is beside them.
 
     FileNotFoundError if there is none, ValueError naming the file if one is damaged, or says what
     is not done here.
     """
-    paths = find_files(Path(directory))
+    paths = find_files(Path(directory), is_released)
     with paused_gc():
         files = {name: read_bytes(path) for name, path in paths.items()}
         said = {n: read_json(paths[n], data) for n, data in files.items() if n != "merges.txt"}
@@ -90,11 +91,12 @@ def read_vocabulary(directory):
     return Vocabulary(ids, merges, added, prefix, files)
 
 
-def find_files(directory):
+def find_files(directory, is_released):
     """-> {name: path} of the files that say what the vocabulary is."""
-    for names in KINDS:
+    for names in KINDS[::-1] if is_released else KINDS:
         if all((directory / name).is_file() for name in names.values()):
-            names = names | {name: name for name in SIDE if (directory / name).is_file()}
+            side = () if is_released else SIDE
+            names = names | {name: name for name in side if (directory / name).is_file()}
             return {name: directory / there for name, there in names.items()}
     raise FileNotFoundError(
         f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "

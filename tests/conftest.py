@@ -1,6 +1,8 @@
 """What several test files share: the shared data, models of random weights, commands to run."""
 
+import hashlib
 import inspect
+import json
 import math
 import os
 import random
@@ -17,7 +19,8 @@ import gpt2
 import gpt2_pico
 from encoder import learn_bpe
 from model_files.directory import load_model, save_model
-from model_files.parameters import nest, parameter_shapes
+from model_files.parameters import flatten, nest, parameter_shapes
+from model_files.released import SIZES
 from utils import load_encoder_hparams_and_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,3 +284,93 @@ def unbroken(text, tmp_path_factory):
     done = run_train(text, "--out", out, *NOISY)
     assert done.returncode == 0, done.stderr
     return out, done
+
+
+# Fetching: a hub with OpenAI's tiny model, and where it is fetched to
+
+
+@pytest.fixture
+def servers():
+    from stand_in import Servers
+
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Files of a repository as the hub has them: bare names, mask buffers, data at an odd byte."""
+    vocabulary, hparams, params = load_model(OPENAI)
+    directory = tmp_path_factory.mktemp("hub")
+    save_model(directory, hparams, params, vocabulary)
+    tensors = flatten(params)
+    for i in range(hparams["n_layer"]):
+        tensors[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), np.float32))
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    files["model.safetensors"] = unaligned(tensors)
+    ids = json.loads(files["vocab.json"])
+    ids["Ġt"] = ids.pop("<|endoftext|>")  # a token that only a merge makes
+    files["vocab.json"] = json.dumps(ids).encode()
+    files["merges.txt"] = "#version: 0.2\nĠ t\n".encode()
+    return files, params
+
+
+def unaligned(tensors):
+    header, data = {}, b""
+    for name, x in tensors.items():
+        header[name] = {
+            "dtype": "F32",
+            "shape": x.shape,
+            "data_offsets": (len(data), len(data) + x.nbytes),
+        }
+        data += x.tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4 + 3)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.fixture
+def place(servers, model, monkeypatch, tmp_path):
+    """The sizes on both servers, with pinned hashes, and little patience -> models_dir."""
+    from model_files import download, fetch, sources, transport
+
+    files, _ = model
+    repo = SIZES["124M"][0]
+    openai = {path.name: path.read_bytes() for path in OPENAI.iterdir()}
+    servers.files = {
+        **{f"{repo}/{name}": data for name, data in files.items()},
+        **{f"owner/name/{name}": data for name, data in files.items()},
+        **{f"124M/{name}": data for name, data in openai.items()},
+    }
+    pins = {
+        f"124M/{name}": hashlib.sha256(data).hexdigest()
+        for name, data in {**files, **openai}.items()
+        if "ckpt" not in name
+    }
+    monkeypatch.setattr(sources, "SHA256", pins)
+    for module, name, value in (
+        *((download, "WAIT", 0.001), (download, "CHUNK", 1 << 10)),
+        *((transport, "SILENCE", 0.3), (fetch, "LOCK_WAIT", 0.01)),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and no test cuts the power
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", servers.hub)
+    monkeypatch.setenv("GPT2_OPENAI_URL", servers.store)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    return tmp_path / "models"
+
+
+def check_fetched(params, model, directory):
+    """The parameters are exact and mapped, and nothing else is left in the directory."""
+    expected, found = flatten(model[1]), flatten(params)
+    assert expected.keys() == found.keys()
+    for name, x in expected.items():
+        assert np.array_equal(x, found[name]), name
+        assert found[name].flags.aligned and not found[name].flags.owndata, name
+    left = {path.name for path in directory.iterdir()}
+    whole = {"config.json", "vocab.json", "merges.txt", "model.safetensors"}
+    assert left - {"source.json"} == whole

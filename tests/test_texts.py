@@ -150,25 +150,3 @@ def test_a_fresh_model_may_have_the_vocabulary_of_another(unbroken, text, tmp_pa
     for option in ["--vocab_size", "300"], ["--init_from", unbroken[0]]:
         done = run_train(text, "--out", out, "--tokenizer", unbroken[0], *option)
         assert done.returncode == 2 and "comes from the model that" in done.stderr
-
-
-def test_only_the_vocabulary_is_fetched(server, unbroken, text, tmp_path, monkeypatch):
-    files, asked, address = server
-    for name in "vocab.json", "merges.txt":
-        files[f"/owner/name/resolve/main/{name}"] = (unbroken[0] / name).read_bytes()
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    options = "--tokenizer", "owner/name", "--models_dir", tmp_path / "models", *SMALL[:10]
-    out = tmp_path / "out"
-    done = run_train(text, "--out", out, *options, "--iterations", "3", "--val_fraction", "0")
-    assert done.returncode == 0, done.stderr
-    assert load_model(out)[0] == load_model(unbroken[0])[0]
-    assert not any(word in path for path in asked for word in ("config", "safetensors"))
-    asked.clear()
-    files.clear()
-    done = run_train(text, "--out", out, *options, "--iterations", "3", "--overwrite")
-    assert done.returncode == 0, done.stderr  # from what is kept
-    done = run_train(text, "--out", tmp_path / "no", *options[2:], "--tokenizer", "owner/none")
-    assert done.returncode == 1 and "vocabulary of owner/none could not" in done.stderr
-    assert not (tmp_path / "no").exists() and not (tmp_path / "models" / "owner--none").exists()

@@ -62,7 +62,7 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
 def test_a_directory_without_a_model_is_found_only_by_a_name_of_its_own(tmp_path, monkeypatch):
     """What is wrong with it is then said by whoever reads it; a size would be fetched into it."""
     fetched = []
-    monkeypatch.setattr("model_files.fetch.fetch", lambda *args: fetched.append(args))
+    monkeypatch.setattr("model_files.fetch.fetch", lambda *args: fetched.append(args[:4]))
     monkeypatch.setattr(utils, "find_cached", lambda repo, revision: None)
     for name in "mine", "124M", "owner--name":
         (tmp_path / name).mkdir()

@@ -399,3 +399,14 @@ def test_fuzz(directory):
         (directory / name).write_bytes(genuine[name])
     print(f"{FUZZ} mutated files, {sum(refused.values())} refused: {refused}")
     assert len(refused) > 10
+
+
+def test_of_a_released_size_only_files_with_known_hashes_are_read(directory):
+    vocabulary, hparams, _ = load_model(directory)
+    for name in "tokenizer.json", "generation_config.json", "added_tokens.json":
+        (directory / name).write_text("{")  # somebody else's
+    found, found_hparams, _ = load_model(directory, is_released=True)
+    assert found[:3] == vocabulary[:3]
+    assert found_hparams == hparams
+    with pytest.raises(ValueError, match="damaged JSON"):
+        load_model(directory)
