@@ -113,7 +113,7 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, n_head, eps):
     x = wte[ids] + wpe[positions]  # [n] -> [n, e], all texts one below the other
     for i, block in enumerate(blocks):
         y = layer_norm(x, **block["ln_1"], eps=eps)
-        x = x + mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
+        x += mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
         x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
     last = np.concatenate([np.arange(end - t.n_logits, end) for t, end in zip(texts, ends)])
     return product(layer_norm(x[last], **ln_f, eps=eps), wte.T)

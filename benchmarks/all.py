@@ -1,6 +1,6 @@
 """Run the benchmarks and put their tables into README.md and docs/speed.md.
 
-    python benchmarks/all.py [SHARED] [--only tables]
+    python benchmarks/all.py [SHARED] [--models DIRECTORY] [--only tables]
 
 SHARED: a directory that holds gpt2-vocab/ (GPT-2's vocab.json and merges.txt) and
 data/tinyshakespeare.txt (../shared).
@@ -76,11 +76,13 @@ def tables():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("shared", nargs="?", type=Path, default=SHARED)
+    parser.add_argument("--models", type=Path, help="keep peers.py's 124M here")
     parser.add_argument("--only", choices=["tables"], help="take the results that are there")
     args = parser.parse_args()
     vocabulary, text = args.shared / "gpt2-vocab", args.shared / "data" / "tinyshakespeare.txt"
-    with tempfile.TemporaryDirectory() as models:
-        model = Path(models) / "124M-repeats"
+    with tempfile.TemporaryDirectory() as temporary:
+        models = args.models or Path(temporary)
+        model = models / "124M-repeats"
         for command in (
             []
             if args.only

@@ -44,6 +44,7 @@ from common import (
     timed,
     work,
 )
+from goals import of_peers
 
 VARIANTS = {"repeats": {"wte": 0.02, "wpe": 0.01}, "wanders": {"wte": 0.08, "wpe": 1.0}}
 PROMPT = "Alan Turing theorized that computers would one day become"
@@ -452,7 +453,7 @@ def main():
     args = parser.parse_args()
     args.decode, args.prefill = ((40,), (128,)) if args.quick else (DECODE, PREFILL)
     args.rounds = 1 if args.quick else args.rounds
-    measured = {}
+    measured, verdicts = {}, []
     with tempfile.TemporaryDirectory() as temporary:
         for size in args.sizes.split(","):
             for variant in args.variants.split(","):
@@ -467,9 +468,10 @@ def main():
                     if kinds["CTranslate2"]:
                         run_worker(__file__, "convert", directory, kinds["CTranslate2"])
                 print(f"{size}, {variant}", file=sys.stderr, flush=True)
-                measured[f"{size}, {variant}"] = measure(
-                    directory, args, with_prefill=variant == args.variants.split(",")[0]
-                )
+                title, first = f"{size}, {variant}", variant == args.variants.split(",")[0]
+                measured[title] = measure(directory, args, with_prefill=first)
+                weights = (directory / "model.safetensors").stat().st_size / 2**20
+                verdicts += [*of_peers(title, measured[title][0], weights), ""]
     lines = [
         "Medians; in brackets the speed relative to plain NumPy. benchmarks/peers.py gives "
         "the method.",
@@ -477,6 +479,7 @@ def main():
     ]
     for title, result in measured.items():
         lines += [f"### {title}", "", *speed_table(*result, args), ""]
+    lines += verdicts
     packages = ("numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python")
     report(args.name, lines[:-1], packages, args.threads, write=not args.quick)
     if not args.quick and find_spec("matplotlib"):

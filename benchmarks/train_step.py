@@ -20,6 +20,7 @@ from itertools import count
 from statistics import median
 
 from common import blas_threads, matrices, report, table, timed
+from goals import of_step
 
 N_VOCAB, EPS, LR, DECAY = 65, 1e-5, 1e-3, 0.1  # 65: the characters of tiny Shakespeare
 SHAPES = {  # n_layer, n_head, n_embd, n_ctx, batch, steps in a group
@@ -234,7 +235,8 @@ def main():
     rounds = 2 if args.quick else args.rounds
     rows = [compare(name, args.threads, rounds) for name in args.shapes.split(",")]
     lines = ["One training step, median; see benchmarks/train_step.py for the method.", ""]
-    lines += table(head, rows)
+    lines += [*table(head, rows), ""]
+    lines += [of_step(name, float(row[3])) for name, row in zip(args.shapes.split(","), rows)]
     report("train_step", lines, ("numpy", "torch"), args.threads, write=not args.quick)
 
 

@@ -47,6 +47,41 @@ def whole_gelu(x):
         return gpt2.gelu(x)
 
 
+def gelu_in_place(x):
+    """Over its own input."""
+    for i in gpt2.pieces(x):
+        x[i] *= gpt2.normal_cdf(x[i])
+    return x
+
+
+def gelu_with_bias(x, b):
+    """The layer's bias added on the way."""
+    for i in gpt2.pieces(x):
+        x[i] += b
+        x[i] *= gpt2.normal_cdf(x[i])
+    return x
+
+
+def grouped_attention(q, k, v, n_heads=2, n_queries=128):
+    """A few heads at a time, so that scores stay in a core's own cache."""
+    future = np.triu(np.full((n_queries, n_queries), -np.inf, np.float32), 1)
+    with patch.multiple(gpt2, N_QUERIES=n_queries, FUTURE=future):
+        heads = [slice(i, i + n_heads) for i in range(0, len(q), n_heads)]
+        return np.concatenate([gpt2.attention(q[i], k[i], v[i]) for i in heads])
+
+
+def product_sum_attention(q, k, v):
+    """The rows' sums as products with ones."""
+    n, d = q.shape[-2:]
+    q, y, ones = q * (1 / math.sqrt(d)), np.empty_like(q), np.ones((n, 1), np.float32)
+    for i in range(0, n, gpt2.N_QUERIES):
+        j = min(i + gpt2.N_QUERIES, n)
+        weights = gpt2.exp_scores(q[..., i:j, :], k[..., :j, :])
+        np.matmul(weights, v[..., :j, :], out=y[..., i:j, :])
+        y[..., i:j, :] /= weights @ ones[:j]
+    return y
+
+
 def full_attention(q, k, v):
     """All the scores at once, the upper triangle too."""
     n = q.shape[1]
@@ -137,6 +172,23 @@ def tricks():
     )
     many = normal(1000, 3072)
     yield "gelu of 1000 tokens: in pieces", lambda: whole_gelu(many), lambda: gpt2.gelu(many)
+    bias = normal(3072)
+    yield (
+        "bias and gelu of 1000 tokens: gelu in place",
+        lambda: gpt2.gelu(many + bias),
+        lambda: gelu_in_place(many + bias),
+    )
+    yield (
+        "bias and gelu of 1000 tokens: in the same pieces, too",
+        lambda: gpt2.gelu(many + bias),
+        lambda: gelu_with_bias(many.copy(), bias),
+    )
+    few, residual = normal(1000, 768), normal(1000, 768)
+    yield (
+        "residual of 1000 tokens: added in place",
+        lambda: residual + few,
+        lambda: np.add(residual, few, out=residual),
+    )
     qkv = normal(3, 12, 1000, 64)
     yield (
         "attention of 1000 tokens: lower triangle in pieces",
@@ -147,6 +199,16 @@ def tricks():
         "attention of 1000 tokens: scores as [keys, queries], too",
         lambda: gpt2.attention(*qkv),
         lambda: keys_first_attention(*qkv),
+    )
+    yield (
+        "attention of 1000 tokens: two heads and 128 queries at a time",
+        lambda: gpt2.attention(*qkv),
+        lambda: grouped_attention(*qkv),
+    )
+    yield (
+        "attention of 1000 tokens: the rows' sums as products",
+        lambda: gpt2.attention(*qkv),
+        lambda: product_sum_attention(*qkv),
     )
     pool = ThreadPoolExecutor(2)
 

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from conftest import (
     LONG,
     N_HEAD,
     N_VOCAB,
+    ROOT,
     TINY,
     greedy,
     initial_params,
@@ -57,6 +61,20 @@ def long_params():
 
 
 # The model
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")
+def test_memory_of_large_arrays_is_used_again_without_page_faults():
+    code = """
+import gpt2, numpy, resource
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [numpy.ones(2**18) for _ in range(20)]  # 2 MB each
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    command = [sys.executable, "-c", code]
+    assert int(subprocess.check_output(command, cwd=ROOT)) < 1000  # of 10,240
 
 
 def test_logits_are_those_of_transformers():
