@@ -11,7 +11,7 @@ recomputes what is cheap. docs/gradients.md derives two of them step by step.
 
 Shapes as in gpt2.py, but a batch: B sequences of n tokens are one array of N = B n rows, and only
 attention tells them apart.
-Source: Rumelhart, Hinton and Williams 1986.
+Source: Rumelhart, Hinton and Williams 1986. Lesson: step 20.
 """
 
 import math

@@ -2,6 +2,7 @@
 
 Names, quotations and code come back, and a pass over the model that checks a guess of fifteen
 tokens costs no more than three of one token. The text stays the same: what is wrong is not taken.
+Lesson: step 19.
 """
 
 

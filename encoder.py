@@ -16,6 +16,7 @@ merge, the pair that it then has most often is the second, and so on.
 In files, and here, a token is spelled with one visible character for each of its bytes: " low" is
 "Ġlow" (model_files/vocabulary.py has the alphabet).
 Sources: Sennrich et al. 2016, section 3.2 (merges); Radford et al. 2019, section 2.2 (bytes).
+Lesson: steps 2 to 4 and 18.
 """
 
 import codecs

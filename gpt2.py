@@ -18,6 +18,7 @@ a new array for each operation    in place, a piece at a time        the operati
 Shapes: n tokens enter, after n_past that the cache holds already; e = n_embd numbers a token,
 h = n_head heads of d = e / h numbers each; m queries at a time. Everything is float32.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+Lesson: steps 17 to 19.
 """
 
 # /// script

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) as one formula: text in, the likeliest next token out. Start here.
+"""GPT-2 (Radford et al. 2019) as one formula: text in, next token out. Lesson: steps 6 to 18.
 
     "To be, or not to"                   text; models/shakespeare completes it
     [397, 305, 12, 530, 322, 288]        its tokens, pieces of text, as ids: places in a list

@@ -9,6 +9,7 @@ above it; the gradient is in backward.py, the update in optimizer.py, the text i
 
 A step's batch is cut into pieces, and each core works through its share of them on a thread with
 a single-threaded BLAS: so NumPy's elementwise passes use all cores, as the products do.
+Lesson: step 20.
 """
 
 # /// script

@@ -1,36 +1,127 @@
 """Run the Python in a Markdown file, and hold what it prints against what stands below it.
 
-    python lesson/run.py docs/gradients.md            compare
-    python lesson/run.py docs/gradients.md --write    put in what was printed
+    python lesson/run.py                              the lesson: compare
+    python lesson/run.py docs/gradients.md            another file
+    python lesson/run.py --write                      put in what has changed
+    python lesson/run.py --notebook lesson.ipynb      the same text as a notebook, with its outputs
+    GPT2_MODEL=124M python lesson/run.py              print the text with another model's outputs
 
-A fence ```python is run; the fence without a language right below it, if there is one, is what it
-prints. All fences of a file share their variables. Numbers with a decimal point are equal within
-one unit of the last digit written, since processors round differently; all else is compared as it
-stands.
+Three kinds of parts are not prose:
+
+    ```python                              Python, which is run; the fence without a language right
+                                           below it, if there is one, is what it prints
+    <!-- quote gpt2_pico.mha: n, e ... d = -->      the fence below it is a function's source, or
+                                           its lines from one that has "n, e" to one that has "d ="
+    <!-- picture heads: weights, tokens -->         the picture below it is what the function heads
+                                           in pictures.py draws of these variables
+
+All fences of a file share their variables. Numbers with a decimal point are equal within one unit
+of the last digit written, since processors round differently; all else is compared as it stands.
+What was plotted lies in pictures/plotted.json, so that only drawing takes matplotlib.
 """
 
 import argparse
+import ast
 import contextlib
+import hashlib
 import io
+import json
+import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FENCE = re.compile(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-DECIMAL = re.compile(r"-?\d+\.\d+")
+LESSON = ROOT / "lesson" / "README.md"
+PART = re.compile(
+    r"^<!-- quote (?P<quote>[^\n]+) -->\n```python\n(?P<source>.*?)^```\n"
+    r"|^```python\n(?P<code>.*?)^```\n(?:\n```\n(?P<output>.*?)^```\n)?"
+    r"|^<!-- picture (?P<picture>\w+): (?P<values>[^\n]+) -->\n(?P<image>!\[[^\n]+)\n",
+    re.DOTALL | re.MULTILINE,
+)
+DECIMAL = re.compile(r" *-?\d+\.\d+")  # with its padding, which a change of sign moves
 
 
-def run(text, name):
-    """-> [(place of the output, what stands there or None, what was printed)] of all fences."""
-    variables, results = {"__name__": name}, []
-    for fence in FENCE.finditer(text):
-        line = text.count("\n", 0, fence.start(1))  # so that a traceback names the file's lines
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile("\n" * line + fence[1], name, "exec"), variables)
-        results.append((fence, printed.getvalue()))
-    return results
+# ================================================================================================
+# Running
+# ================================================================================================
+
+
+def run(text, name, variables):
+    """Yield (a match of PART, what belongs there) of all parts; variables is a dict to fill.
+
+    What belongs there: the source of a quote, what a fence prints, the values of a picture.
+    """
+    variables["__name__"] = name
+    for part in PART.finditer(text):
+        if part["quote"]:
+            result = quote(part["quote"])
+        elif part["picture"]:
+            result = [plain(eval(value, variables)) for value in part["values"].split(", ")]
+        else:
+            line = text.count("\n", 0, part.start("code"))  # a traceback names the file's lines
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile("\n" * line + part["code"], name, "exec"), variables)
+            result = printed.getvalue()
+        yield part, result
+
+
+def quote(what):
+    """The source of gpt2_pico.mha, encoder.Encoder.encode, encoder.WORD; of some lines of it."""
+    name, _, lines = what.partition(": ")
+    path, *names = name.split(".")
+    while not ROOT.joinpath(f"{path}.py").is_file():
+        path = f"{path}/{names.pop(0)}"
+    source = ROOT.joinpath(f"{path}.py").read_text(encoding="utf-8")
+    node, source = ast.parse(source), source.split("\n")
+    for name in names:
+        node = next(child for child in node.body if name in names_of(child))
+    if names:
+        first = node.lineno - 1
+        while source[first - 1].lstrip().startswith("#"):  # what is said of it, above it
+            first -= 1
+        source = source[first : node.end_lineno]
+    if lines:
+        start, _, stop = lines.partition(" ... ")
+        first = next(i for i, line in enumerate(source) if start in line)
+        last = next(i for i, line in enumerate(source) if i >= first and (stop or start) in line)
+        source = source[first : last + 1]
+    return textwrap.dedent("\n".join(source)) + "\n"
+
+
+def names_of(node):
+    targets = getattr(node, "targets", [])
+    return [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]
+
+
+def plain(value):
+    """Lists, texts and numbers of three decimals, as JSON has them."""
+    if hasattr(value, "tolist"):  # an array, or a number of NumPy's
+        value = value.tolist()
+    if isinstance(value, (list, tuple, range)):
+        return [plain(x) for x in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+# ================================================================================================
+# Comparing
+# ================================================================================================
+
+
+def faults(path, results):
+    """What stands otherwise in the file than it should, in a line or more each."""
+    for part, result in results:
+        if part["picture"]:
+            fault = picture_fault(path.parent / "pictures", part["picture"], result)
+        elif part["quote"]:
+            fault = part["source"] != result and f"quoted\n{part['source']}is\n{result}"
+        else:
+            written = part["output"] or ""
+            fault = differ(written, result) and f"written\n{written}printed\n{result}"
+        if fault:
+            yield f"{path}:{part.string.count(chr(10), 0, part.start()) + 1}: {fault}"
 
 
 def differ(written, printed):
@@ -45,39 +136,128 @@ def differ(written, printed):
     )
 
 
-def check(path):
-    """-> the faults of a file, each in a line or more."""
-    text, faults = path.read_text(encoding="utf-8"), []
-    for fence, printed in run(text, str(path)):
-        written = fence[2] or ""
-        if differ(written, printed):
-            line = text.count("\n", 0, fence.start()) + 1
-            faults.append(f"{path}:{line}: written\n{written}printed\n{printed}")
-    return faults
+def picture_fault(directory, name, values):
+    """ "" if the picture is the one that was drawn, and was drawn of these values."""
+    picture = read_plotted(directory).get(name)
+    if not picture or not (directory / f"{name}.svg").is_file():
+        return f"no picture {name}: --write draws it"
+    if digest((directory / f"{name}.svg").read_text(encoding="utf-8")) != picture["sha256"]:
+        return f"{name}.svg is not what was drawn"
+    same = near(picture["values"], values)
+    return "" if same else f"{name} shows\n{picture['values']}\nand has to show\n{values}\n"
 
 
-def write(path):
-    """Put what the fences print below them."""
-    text = path.read_text(encoding="utf-8")
-    for fence, printed in reversed(run(text, str(path))):
-        if differ(fence[2] or "", printed):
-            output = f"\n```\n{printed}```\n" if printed else ""
-            text = f"{text[: fence.start()]}```python\n{fence[1]}```\n{output}{text[fence.end() :]}"
-    path.write_text(text, encoding="utf-8")
+def near(a, b):
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(near, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) < 2.01e-3
+    return a == b
+
+
+def read_plotted(directory):
+    path = directory / "plotted.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ================================================================================================
+# Writing
+# ================================================================================================
+
+
+def write(path, text, results):
+    """Put into the file what belongs there, and draw the pictures whose values are others."""
+    directory, plotted = path.parent / "pictures", {}
+    for name, svg, values in drawn(directory, results):
+        directory.mkdir(exist_ok=True)
+        write_text(directory / f"{name}.svg", svg)
+        plotted[name] = json.dumps({"sha256": digest(svg), "values": values})
+    if plotted:
+        lines = (f"{json.dumps(name)}: {entry}" for name, entry in plotted.items())
+        write_text(directory / "plotted.json", "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(path, "".join(rewritten(text, results)))
+
+
+def drawn(directory, results):
+    """Yield (name, SVG, values) of each picture; what is there and right is not drawn again."""
+    for part, values in results:
+        if not (name := part["picture"]):
+            continue
+        if picture_fault(directory, name, values):
+            import pictures  # needs matplotlib
+
+            yield name, getattr(pictures, name)(*values), values
+        else:
+            svg = (directory / f"{name}.svg").read_text(encoding="utf-8")
+            yield name, svg, read_plotted(directory)[name]["values"]
+
+
+def write_text(path, text):
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def rewritten(text, results):
+    """Yield the text, piece by piece, with what belongs there."""
+    place = 0
+    for part, result in results:
+        if part["quote"]:
+            start, stop, new = *part.span("source"), result
+        elif part["code"] and differ(part["output"] or "", result):
+            start, stop = part.end("code"), part.end()
+            new = "```\n" + f"\n```\n{result}```\n" * bool(result)
+        else:
+            start, stop, new = part.end(), part.end(), ""
+        yield text[place:start] + new
+        place = stop
+    yield text[place:]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--write", action="store_true", help="put in what was printed")
+    parser.add_argument("files", nargs="*", type=Path, default=[LESSON], help="(the lesson)")
+    parser.add_argument("--write", action="store_true", help="put in what has changed")
+    parser.add_argument("--notebook", type=Path, metavar="FILE", help="write a notebook instead")
     args = parser.parse_args()
+    files, found = [path.resolve() for path in args.files], []
+    notebook = args.notebook and args.notebook.resolve()
+    for path in files:
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
+    if notebook and not notebook.parent.is_dir():
+        parser.error(f"{notebook.parent}: no such directory")
+    other_model = os.environ.get("GPT2_MODEL", "shakespeare") != "shakespeare"
+    if other_model and args.write:
+        parser.error("--write is for the model that ships: unset GPT2_MODEL")
+    if not other_model:  # a small one, whose threads would only wait for each other
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
-    for path in args.files:
-        if args.write:
-            write(path)
-    faults = [fault for path in args.files for fault in check(path)]
-    print("\n".join(faults) or f"{len(args.files)} files hold", file=sys.stderr)
-    return 1 if faults else 0
+    os.chdir(ROOT)
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        results = run(text, str(path), {})
+        if other_model and not notebook:
+            sys.stdout.reconfigure(encoding="utf-8")
+            for piece in rewritten(text, results):
+                print(piece, end="", flush=True)
+            continue
+        results = list(results)
+        if notebook:
+            from notebook import notebook_of
+
+            pictures = {name: svg for name, svg, _ in drawn(path.parent / "pictures", results)}
+            book = notebook_of(text, results, pictures, path.parent, notebook.parent)
+            write_text(notebook, book)
+        elif args.write:
+            write(path, text, results)
+        else:
+            found += faults(path, results)
+            print("\n".join(found) or f"{path}: all holds", file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ In files they are a flat dict, by transformers' names without the prefix transfo
     {"wte.weight": [n_vocab, n_embd], "h.0.attn.c_attn.weight": [n_embd, 3 n_embd], ...}
 In code they are a tree, whose keys are the arguments of the functions in gpt2.py:
     {"wte": ..., "blocks": [{"attn": {"c_attn": {"w": ..., "b": ...}, ...}, ...}, ...], ...}
+Lesson: step 5.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 vocab.bpe.
 
 A token is spelled with one visible character for each of its bytes: " low" is "Ġlow", and "é",
-two bytes of UTF-8, is "Ã©".
+two bytes of UTF-8, is "Ã©". Lesson: step 1.
 
 What the files mean is what transformers.AutoTokenizer makes of them. It has two classes for them:
 GPT2Tokenizer takes ids and merges from tokenizer.json, and the rest from tokenizer_config.json;

@@ -1,0 +1,59 @@
+"""Make golden/lesson.npz with transformers: what models/shakespeare computes of the lesson's prompt
+from step 6 to step 16, under the names that the arrays have in the lesson.
+
+pip install torch transformers && python tests/make_golden_lesson.py
+"""
+
+import numpy as np
+import torch
+from conftest import GOLDEN, ROOT
+from transformers import GPT2LMHeadModel
+
+IDS = [397, 305, 12, 530, 322, 288]  # "To be, or not to"
+
+
+def main():
+    model = GPT2LMHeadModel.from_pretrained(
+        ROOT / "models" / "shakespeare", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    seen = {}  # what goes into a module, and what comes out of it
+
+    def keep(name):
+        def hook(module, inputs, output):
+            output = output[0] if isinstance(output, tuple) else output
+            seen[name] = [x.reshape(x.shape[-2:]).numpy() for x in (inputs[0], output)]
+
+        return hook
+
+    body = model.transformer
+    for name, module in body.named_modules():
+        if name.startswith("h.") or name == "ln_f":
+            module.register_forward_hook(keep(name))
+    with torch.no_grad():
+        out = model(torch.tensor([IDS]), output_attentions=True)
+    n_head, d = model.config.n_head, model.config.n_embd // model.config.n_head
+    qkv = seen["h.0.attn.c_attn"][1].reshape(len(IDS), 3, n_head, d)
+    q, k, v = qkv.transpose(1, 2, 0, 3)
+    stream = []
+    for i in range(model.config.n_layer):
+        stream += [seen[f"h.{i}.ln_1"][0], seen[f"h.{i}.ln_2"][0]]
+    np.savez_compressed(
+        GOLDEN / "lesson.npz",
+        normed=seen["h.0.ln_1"][1],
+        q=q,
+        k=k,
+        v=v,
+        weights=out.attentions[0][0].numpy(),
+        mixed=seen["h.0.attn.c_proj"][0].reshape(len(IDS), n_head, d).swapaxes(0, 1),
+        attended=seen["h.0.attn.c_proj"][1],
+        hidden=seen["h.0.mlp.c_fc"][1],
+        active=seen["h.0.mlp.act"][1],
+        maps=np.array([x[0].numpy() for x in out.attentions]),
+        stream=np.array([*stream, seen["ln_f"][0]]),
+        final=seen["ln_f"][1],
+        logits=out.logits[0].numpy(),
+    )
+
+
+if __name__ == "__main__":
+    main()
