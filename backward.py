@@ -6,8 +6,8 @@ how fast the loss grows with each number in x. Training steps the other way.
 A function y = f(x) has a partner f_backward(dy, ...), which gets dy from the function after it and
 returns dx to the one before it. That is the chain rule: dx[i] is the sum, over all j, of dy[j]
 times the derivative of y[j] by x[i]. The gradients of f's parameters come with it, in a dict like
-theirs. Each partner quotes the line that it inverts, takes what the forward pass kept, and
-recomputes what is cheap. docs/gradients.md derives two of them step by step.
+theirs. Each partner quotes the forward line, takes what the forward pass kept, and recomputes what
+is cheap. docs/gradients.md derives two of them step by step.
 
 Shapes as in gpt2.py, but a batch: B sequences of n tokens are one array of N = B n rows, and only
 attention tells them apart.
@@ -27,6 +27,7 @@ def gelu_forward(x):  # [N, 4e] -> y and dy/dx, both [N, 4e]
     """gelu, and its slope while the tanh is at hand: x itself is of no use after that."""
     # y = x cdf, where cdf = normal_cdf(x) = 0.5 (1 + tanh(u)) and u = c (x + 0.044715 x^3)
     # dy/dx = cdf + x dcdf/dx; dcdf/dx = 2 cdf (1 - cdf) du/dx; du/dx = c (1 + 3 * 0.044715 x^2)
+    # Here the letters d are not the loss's: two_du is 2 du/dx, and slope is dy/dx.
     c, y, slope = math.sqrt(2 / math.pi), np.empty_like(x), np.empty_like(x)
     for i in pieces(x):
         cdf = normal_cdf(x[i])
@@ -76,7 +77,7 @@ def attention_backward(dy, y, qkv):  # [..., n, d] twice, [3, ..., n, d] -> [3, 
     # y = a v, where a = softmax(s) and s = q k^T / sqrt(d)
     # dv = a^T dy; da = dy v^T; ds = a (da - sum of a da in the row); dq = ds k / sqrt(d);
     # dk = ds^T q / sqrt(d). The sum over the keys of a da is that of dy y over the d numbers of a
-    # row, as dy (a v)^T = (dy v^T) a^T: so it takes no array of scores.
+    # row, as dy (a v)^T = (dy v^T) a^T: so it takes no product of two arrays of scores.
     q, k, v = qkv
     n, d = q.shape[-2:]
     q = q * (1 / math.sqrt(d))
@@ -142,7 +143,8 @@ def ffn_backward(dy, kept, c_fc, c_proj):  # [N, e] -> [N, e]
 
 
 def dropout(x, rate, rng):  # [N, e] -> [N, e], overwrites x; and the mask for the backward pass
-    """Zero a share of the numbers, the rate, and scale up the rest: Srivastava et al. 2014."""
+    """Zero a share of the numbers, the rate, and scale up the rest, so that the mean stays:
+    Srivastava et al. 2014."""
     if rate == 0:
         return x, None
     mask = (rng.random(x.shape, np.float32) >= rate) * np.float32(1 / (1 - rate))
@@ -193,7 +195,7 @@ def gpt2_forward(inputs, wte, wpe, blocks, ln_f, n_head, eps, rate=0.0, rng=None
 
 def gpt2_backward(dlogits, kept, wte, wpe, blocks, ln_f, eps):  # -> gradients like params
     inputs, mask, kept_blocks, x, y = kept
-    # logits = y wte^T
+    # logits = y wte^T; wte is used twice, here and as the table of embeddings, so dwte is a sum
     dx, d_ln_f = layer_norm_backward(dlogits @ wte, x, **ln_f, eps=eps)
     dwte = dlogits.T @ y
     d_blocks = []
@@ -210,7 +212,7 @@ def gpt2_backward(dlogits, kept, wte, wpe, blocks, ln_f, eps):  # -> gradients l
 
 
 def embedding_backward(dy, ids, n_rows):  # [N, e], [N] -> [n_rows, e]
-    # y = w[ids]; rows that share an id add up, in the order of a sort, which is always the same
+    # y = w[ids]; rows that share an id add up, sorted, so that float32 always adds up the same
     order = np.argsort(ids, kind="stable")
     ids, first = np.unique(ids[order], return_index=True)
     dw = np.zeros((n_rows, dy.shape[1]), dy.dtype)
