@@ -124,7 +124,7 @@ def test_a_product_of_few_rows_is_the_product(n, n_in, n_out):
     for matrix in w, np.ascontiguousarray(w.T).T:  # the table of tokens is turned
         found = gpt2.product(x, matrix)
         assert found.dtype == np.float32 and found.shape == (n, n_out)
-        np.testing.assert_allclose(found, expected, atol=1e-5 * math.sqrt(n_in) + 1e-3)
+        np.testing.assert_allclose(found, expected, atol=2e-3 + 1e-4 * math.sqrt(n_in))
 
 
 def test_every_way_of_cutting_a_short_input_gives_the_same_logits():
