@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "gpt2", "batch", "evaluate", "train"
+COMMANDS = "gpt2", "batch", "explain", "evaluate", "train"
 
 
 HEAD = """# Every option of every command

@@ -1,0 +1,137 @@
+// The wall of all heads, one of them large, and the product of one query and one key.
+
+// A head's map as bytes, size by size: of several weights that share a pixel the largest.
+function mapOf(layer, head, size, carried) {
+  const bytes = new Uint8Array(size * size);
+  for (let i = 0; i < n; i++) {
+    const weights = weightsOf(layer, head, i, carried), y = Math.floor(i * size / n);
+    for (let j = 0; weights && j <= i; j++) {
+      const at = y * size + Math.floor(j * size / n);
+      const byte = Math.round(255 * Math.sqrt(weights[j]));
+      if (byte > bytes[at]) bytes[at] = byte;
+    }
+  }
+  return bytes;
+}
+
+// The token looked at: the selected one, or else the one that is looked at most.
+function keyOf() {
+  const weights = weightsOf(state.layer, state.head, state.token, state.carried) ?? [1];
+  return state.key ?? weights.indexOf(Math.max(...weights));
+}
+
+const wall = {key: "", side: 0, picture: document.createElement("canvas")};
+
+// All maps, a row for each block; drawn a block at a time, so that the page stays awake.
+async function drawWall() {
+  const room = roomFor("wall") - MARGIN, key = [room, state.carried, dark.matches].join();
+  if (key === wall.key) return frameWall();
+  Object.assign(wall, {key, side: Math.max(6, Math.min(96, Math.floor(room / n_head)))});
+  const inner = wall.side - (wall.side > 12 ? 3 : 1), size = Math.min(n, 2 * inner);
+  const ratio = window.devicePixelRatio || 1, side = wall.side * ratio, colours = palette();
+  Object.assign(wall.picture, {width: side * n_head, height: side * n_layer});
+  const context = wall.picture.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  for (let layer = 0; layer < n_layer; layer++) {
+    for (let head = 0; head < n_head; head++) {
+      const picture = pixels(mapOf(layer, head, size, state.carried), size, size, colours);
+      context.drawImage(picture, head * side, layer * side, inner * ratio, inner * ratio);
+    }
+    frameWall();
+    await new Promise(done => setTimeout(done));
+    if (key !== wall.key) return;
+  }
+  document.documentElement.dataset.drawn = "";
+}
+
+function frameWall() {
+  const {side, picture} = wall;
+  const context = canvas("wall", side * n_head + MARGIN, side * n_layer + MARGIN);
+  context.drawImage(picture, MARGIN, MARGIN, side * n_head, side * n_layer);
+  axes(context, range(n_layer), range(n_head), side);
+  frame(context, MARGIN + state.head * side - 1, MARGIN + state.layer * side - 1, side, side);
+  $("wall").onclick = event => change(placeIn(event, side, n_head));
+}
+
+// The selected head, with names on both sides where there is room for them.
+function drawMap() {
+  const {token: i, layer, head, carried} = state, key = keyOf();
+  const room = Math.min(roomFor("map"), 640);
+  const named = (room - 90) / n >= 9, left = named ? 90 : 0;
+  const side = named ? Math.floor((room - left) / n) : (room - left) / n, width = side * n;
+  const context = canvas("map", left + width, left + width);
+  const picture = pixels(mapOf(layer, head, n, carried), n, n, palette());
+  context.drawImage(picture, left, left, width, width);
+  context.fillStyle = themed("--ink");
+  context.font = `${Math.min(11, side)}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  for (let j = 0; named && j < n; j++) {
+    const label = nameOf(ids[j]), middle = left + (j + 0.5) * side;
+    context.textAlign = "right";
+    context.fillText(label, left - 4, middle, left - 6);
+    context.save();
+    context.translate(middle, left - 4);
+    context.rotate(-Math.PI / 2);
+    context.textAlign = "left";
+    context.fillText(label, 0, 0, left - 6);
+    context.restore();
+  }
+  frame(context, left, left + i * side, (i + 1) * side, side);
+  frame(context, left + key * side, left + i * side, side, side);
+  $("map-title").textContent = `Block ${layer}, head ${head}`;
+  $("map").onclick = event => {
+    const at = x => Math.max(0, Math.min(n - 1, Math.floor((x - left) / side)));
+    change({token: at(event.offsetY), key: Math.min(at(event.offsetX), at(event.offsetY))});
+  };
+}
+
+function drawScale() {
+  const context = canvas("scale", 160, 12), colours = palette();
+  context.drawImage(pixels(Uint8Array.from(range(256)), 256, 1, colours), 0, 0, 160, 12);
+  $("scale-text").replaceChildren("0 ", $("scale"),
+    ` 1 (the colour follows the square root, so that small weights can be seen)`);
+}
+
+function drawLooks() {
+  const {token: i, layer, head, carried} = state, key = keyOf();
+  const weights = weightsOf(layer, head, i, carried);
+  options($("layer"), range(n_layer).map(String), layer);
+  options($("head"), range(n_head).map(String), head);
+  options($("key"), range(i + 1).map(j => `${j} ${tokenAt(j)}`), key);
+  $("carried").checked = carried;
+  behind("map-table", () => (weights ? table(["position", "token", "weight"],
+    Array.from(weights, (x, j) => [String(j), token(tokenAt(j)), percent(x)])) : "–"));
+  if (!weights) {
+    const [start, stop] = facts.fits.weights;
+    $("looks").textContent = `Attention is kept for positions ${start} to ${stop - 1} only.`;
+    return;
+  }
+  const order = range(i + 1).sort((a, b) => weights[b] - weights[a]).slice(0, 6);
+  const rows = order.map(j => mark(
+    [String(j), token(tokenAt(j)), percent(weights[j]), bar(weights[j])], j === key ? "next" : ""));
+  $("looks").replaceChildren(
+    make("p", {}, token(tokenAt(i)), carried ? " takes over most from:" : " looks most at:"),
+    table(["position", "token", "weight", ""], rows, "bars"));
+}
+
+function drawProducts() {
+  const {token: i, layer, head} = state, key = keyOf(), products = productsOf(layer, head, i, key);
+  $("products-title").replaceChildren(
+    "Why does ", token(tokenAt(i)), " look at ", token(tokenAt(key)), "?");
+  $("products").hidden = !products;
+  behind("products-table", () => (products ? table(["dimension", "query", "key", "product / root"],
+    products.map(({q, k, product}, d) =>
+      [String(d), q.toFixed(3), k.toFixed(3), signed(product)])) : "–"));
+  if (!products) {
+    const [start, stop] = facts.fits.products;
+    $("products-text").textContent =
+      `Queries and keys are kept for positions ${start} to ${stop - 1} only.`;
+    return;
+  }
+  const values = products.map(x => x.product), sum = values.reduce((a, b) => a + b, 0);
+  columns("products", values, values.map(x => css(colour("two", x < 0 ? -0.6 : 0.6))));
+  const weight = weightsOf(layer, head, i, false)?.[key];
+  $("products-text").textContent =
+    `Score ${signed(sum)}, the sum of ${values.length} products. Softmax makes a weight of each ` +
+    `score, larger the larger the score is beside the others: here ${percent(weight)}.`;
+}

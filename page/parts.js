@@ -1,0 +1,182 @@
+// Pieces of the page: elements, tables with bars, colours, small charts.
+
+const $ = id => document.getElementById(id);
+const range = length => Array.from({length}, (_, i) => i);
+const limit = (x, low, high) => Math.max(low, Math.min(high, x));
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const token = name => make("bdi", {class: "token"}, name);
+const percent = p => (p === undefined ? "–" : p >= 0.0995 ? `${(100 * p).toFixed(1)} %`
+  : p >= 0.0001 ? `${(100 * p).toFixed(2)} %` : p > 0 ? "< 0.01 %" : "0 %");
+const thousands = x => x.toLocaleString("en");
+const signed = x => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
+
+// A bar as long as the share of 1; negative ones go to the left of the middle.
+function bar(share, twoSided = false) {
+  const inner = make("div", {class: share < 0 ? "negative" : "positive"});
+  const length = Math.min(1, Math.abs(share)) * (twoSided ? 50 : 100);
+  inner.style.width = `${length}%`;
+  if (twoSided) inner.style.marginLeft = `${share < 0 ? 50 - length : 50}%`;
+  return make("div", {class: "bar", "aria-hidden": "true"}, inner);
+}
+
+// rows: arrays of cells, text or elements; a row may carry .mark, a class.
+function table(head, rows, className = "") {
+  const titles = head.map(x => (x ? make("th", {scope: "col"}, x) : make("td")));
+  return make("table", {class: className},
+    make("thead", {}, make("tr", {}, ...titles)),
+    make("tbody", {}, ...rows.map(row =>
+      make("tr", {class: row.mark}, ...row.map(x => make("td", {}, x))))));
+}
+
+const mark = (row, name) => Object.assign(row, {mark: name});
+
+// The table behind a picture is made when it is opened, and again when what it shows changes.
+function behind(id, build) {
+  const details = $(id), old = details.querySelector(".scroll");
+  details.ontoggle = () => behind(id, build);
+  if (old) old.remove();
+  if (details.open) {
+    const label = details.querySelector("summary").textContent;
+    const attributes = {class: "scroll", tabindex: "0", role: "region", "aria-label": label};
+    details.append(make("div", attributes, build()));
+  }
+}
+
+function options(select, names, chosen) {
+  const values = names.map(x => (typeof x === "string" ? x : x.join("\t"))).join("\n");
+  if (select.dataset.values !== values) {
+    select.dataset.values = values;
+    select.replaceChildren(...names.map((name, i) => make("option", {value: i}, name)));
+  }
+  select.value = chosen;
+}
+
+// Colours: of 0 to 1, deep is much, and of -1 to 1, orange is less and blue is more. Both get
+// steadily lighter or darker, so that they can be told apart without seeing colours.
+
+const RAMPS = {
+  light: {
+    one: [[255, 255, 255], [198, 219, 239], [66, 133, 190], [8, 48, 107]],
+    two: [[150, 70, 0], [240, 160, 80], [255, 255, 255], [100, 160, 215], [10, 60, 125]],
+  },
+  dark: {
+    one: [[23, 25, 30], [30, 76, 124], [80, 163, 224], [236, 247, 255]],
+    two: [[255, 190, 120], [160, 90, 25], [23, 25, 30], [40, 100, 160], [150, 205, 255]],
+  },
+};
+
+function colour(kind, share) {
+  const stops = RAMPS[dark.matches ? "dark" : "light"][kind];
+  const x = Math.max(0, Math.min(1, kind === "one" ? share : (share + 1) / 2)) * (stops.length - 1);
+  const i = Math.min(stops.length - 2, Math.floor(x));
+  return stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * (x - i)));
+}
+
+const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
+
+// Black or white, whichever is read better on a colour (the contrast of WCAG 2).
+function ink(rgb) {
+  const [r, g, b] = rgb.map(x => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
+}
+
+const palette = () => range(256).map(i => colour("one", i / 255));
+const themed = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// A canvas of this size in the page's pixels; -> what to draw with.
+function canvas(id, width, height) {
+  const element = $(id), ratio = window.devicePixelRatio || 1;
+  element.width = Math.round(width * ratio);
+  element.height = Math.round(height * ratio);
+  element.style.width = `${width}px`;
+  element.style.height = `${height}px`;
+  const context = element.getContext("2d");
+  context.scale(ratio, ratio);
+  context.imageSmoothingEnabled = false;
+  return context;
+}
+
+const roomFor = id => Math.floor($(id).parentElement.clientWidth);
+
+// A picture of one pixel for each number, 0 to 255, to be drawn at any size.
+function pixels(values, width, height, colours) {
+  const picture = document.createElement("canvas");
+  Object.assign(picture, {width, height});
+  const context = picture.getContext("2d"), image = context.createImageData(width, height);
+  for (let i = 0; i < values.length; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = colours[values[i]][c];
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  return picture;
+}
+
+// Columns up and down from a line; colours: one for each.
+function columns(id, values, colours) {
+  const width = roomFor(id), height = 120, context = canvas(id, width, height);
+  const high = Math.max(0, ...values), low = Math.min(0, ...values);
+  const scale = (height - 4) / (high - low || 1);
+  const zero = 2 + high * scale, step = width / values.length;
+  values.forEach((x, i) => {
+    context.fillStyle = colours[i];
+    const top = x > 0 ? zero - x * scale : zero;
+    context.fillRect(i * step, top, Math.max(1, step - (step > 4 ? 1 : 0)), Math.abs(x) * scale);
+  });
+  context.fillStyle = themed("--ink");
+  context.fillRect(0, Math.round(zero), width, 1);
+}
+
+function frame(context, x, y, width, height) {
+  context.strokeStyle = themed("--accent");
+  context.lineWidth = 2;
+  context.strokeRect(x, y, Math.max(2, width), Math.max(2, height));
+}
+
+// Numbers of blocks on the left and of heads on top, as many as there is room for.
+const MARGIN = 22;
+
+function axes(context, rows, names, side) {
+  context.fillStyle = themed("--soft");
+  context.font = "11px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  const every = Math.ceil(16 / side), middle = i => MARGIN + (i + 0.5) * side;
+  context.textAlign = "right";
+  for (let i = 0; i < rows.length; i += every) context.fillText(rows[i], MARGIN - 5, middle(i));
+  context.textAlign = "center";
+  for (let i = 0; i < names.length; i += every) context.fillText(names[i], middle(i), MARGIN / 2);
+}
+
+// The block and head at a place of such a picture.
+function placeIn(event, side, width) {
+  const at = (x, count) => limit(Math.floor((x - MARGIN) / side), 0, count - 1);
+  const layer = at(event.offsetY, n_layer), head = at(event.offsetX, width);
+  return head < n_head && width >= n_head ? {layer, head} : {layer};
+}
+
+// A grid of coloured cells, a row for each block; chosen: the column with a frame.
+function grid(id, names, shares, chosen) {
+  const width = names.length, room = roomFor(id) - MARGIN;
+  const side = Math.max(4, Math.min(36, Math.floor(room / width))), inner = side - (side > 6);
+  const context = canvas(id, side * width + MARGIN, side * n_layer + MARGIN);
+  shares.forEach((share, i) => {
+    context.fillStyle = css(colour("two", share));
+    const x = i % width, y = Math.floor(i / width);
+    context.fillRect(MARGIN + x * side, MARGIN + y * side, inner, inner);
+  });
+  axes(context, range(n_layer), names, side);
+  frame(context, MARGIN + chosen * side, MARGIN + state.layer * side, inner, inner);
+  $(id).onclick = event => change(placeIn(event, side, width));
+}

@@ -1,0 +1,71 @@
+// The tokens, and what the model expected at each place.
+
+function makeStrip() {
+  const list = $("tokens");
+  ids.forEach((id, i) => {
+    const chip = make("span", {
+      id: `token-${i}`, role: "option", class: i < facts.n_prompt ? "chip prompt" : "chip",
+      "aria-selected": "false", onclick: () => change({token: i}),
+    }, token(nameOf(id)), make("small", {}, id), make("i", {"aria-hidden": "true"}));
+    if (id >= 0 && nameOf(id).includes("⏎") && i + 1 < n) chip.classList.add("breaks");
+    list.append(chip);
+  });
+  facts.beyond.forEach(id => list.append(make("span", {
+    class: "chip beyond", "aria-hidden": "true", title: "beyond what this page looks at",
+  }, token(nameOf(id)))));
+}
+
+function drawStrip() {
+  const {token: i, layer, head, carried} = state, list = $("tokens");
+  const weights = weightsOf(layer, head, i, carried) ?? [], most = Math.max(...weights);
+  ids.forEach((_, j) => {
+    const chip = $(`token-${j}`);
+    chip.setAttribute("aria-selected", String(i === j));
+    chip.lastChild.style.width = `${100 * (weights[j] ?? 0) / most}%`;
+  });
+  list.setAttribute("aria-activedescendant", `token-${i}`);
+  const chip = $(`token-${i}`);  // not scrollIntoView, which would move the page as well
+  const above = chip.offsetTop - list.scrollTop;
+  if (above < 0 || above + chip.offsetHeight > list.clientHeight)
+    list.scrollTop = chip.offsetTop - list.clientHeight / 2;
+  const hex = hexOf(bytesOf(ids[i]));
+  $("chosen").replaceChildren(
+    make("strong", {}, "Selected: ", token(tokenAt(i))),
+    ` position ${i}, id ${ids[i]}, `,
+    `${hex.length === 1 ? "byte" : "bytes"} ${hex.slice(0, 12).join(" ")}`,
+    `${hex.length > 12 ? " …" : ""}. Bars: what it looks at in block ${layer}, head ${head}.`);
+}
+
+function drawNext() {
+  const i = state.token, next = nextId(i), candidates = candidatesAt(i);
+  const best = candidates[0].p, drawn = i >= facts.n_prompt - 1;
+  const rows = candidates.map(x => {
+    const what = x.id === next ? (drawn ? "was chosen" : "is in the prompt") : "";
+    const rank = line("best", i).indexOf(x.id) + 1 || `> ${arrays.best.shape[1]}`;
+    const row = [`${rank}`, token(nameOf(x.id)), String(x.id), percent(x.p), bar(x.p / best), what];
+    return mark(row, x.id === next ? "next" : "");
+  });
+  $("rivals").replaceChildren(table(["", "may follow", "id", "probability", "", ""], rows, "bars"));
+  $("play").textContent = playing ? "Stop" : "Play";
+  $("play").setAttribute("aria-pressed", String(Boolean(playing)));
+  $("next-title").replaceChildren("What comes after ", token(tokenAt(i)));
+}
+
+// Play: from the end of the prompt (or from here, if that is further) to the end.
+let playing = null;
+
+function play() {
+  if (playing) {
+    clearInterval(playing);
+    playing = null;
+    return show();
+  }
+  const i = state.token, last = facts.n_prompt - 1, start = i >= last && i < n - 1 ? i + 1 : last;
+  if (!calm.matches) {
+    playing = setInterval(() => {
+      if (state.token < n - 1) change({token: state.token + 1});
+      if (state.token === n - 1 && playing) play();
+    }, 1200);
+  }
+  change({token: Math.min(start, n - 1)});  // where motion is unwelcome, a step each time
+}

@@ -1,0 +1,67 @@
+// Shares of a logit, and what is left of a probability without a part of the model.
+
+function drawWhy() {
+  const i = state.token, candidates = candidatesAt(i), kept = placeOf("shares", i) >= 0;
+  $("why-parts").hidden = !kept;
+  $("why-not").replaceChildren();
+  if (!kept) {
+    const [start, stop] = facts.fits.shares;
+    $("why-not").append(`Kept for positions ${start} to ${stop - 1} only. `,
+      make("button", {onclick: () => change({token: start})}, `Go to position ${start}`));
+    return;
+  }
+  const candidate = Math.min(state.candidate, candidates.length - 1);
+  const others = [
+    "the mean of all tokens", "nothing: the logit itself", ...candidates.map(x => nameOf(x.id)),
+  ];
+  options($("candidate"), candidates.map(x => `${nameOf(x.id)} ${percent(x.p)}`), candidate);
+  options($("versus"), others, Math.min(state.versus, others.length - 1));
+  const versus = [candidates.length, null, ...range(candidates.length)][state.versus];
+  drawShares(sharesOf(i, candidate, versus), candidates[candidate], others[state.versus]);
+  drawKnocked(knockedOf(i, candidate), candidates[candidate]);
+}
+
+// The largest first, as a table with bars on both sides of a line.
+function largest(values, names, count, text) {
+  const size = part => Math.abs(values[part]);
+  const order = range(values.length).sort((a, b) => size(b) - size(a)).slice(0, count);
+  const most = size(order[0]) || 1;
+  return order.map(part => [names[part], text(part), bar(values[part] / most, true)]);
+}
+
+function drawShares(shares, candidate, other) {
+  const names = shareNames(), sum = shares.reduce((a, b) => a + b, 0);
+  const inBlocks = shares.slice(2, -1), most = Math.max(...inBlocks.map(Math.abs)) || 1;
+  grid("shares", [...range(n_head), "M"], inBlocks.map(x => x / most), state.head);
+  $("shares-text").textContent =
+    "A row for each block, a column for each of its heads, and M, the MLP. " +
+    `Blue speaks for the token, orange against; the deepest is ${most.toFixed(2)}.`;
+  const rows = largest(shares, names, 10, part => signed(shares[part]));
+  const rest = sum - rows.reduce((total, row) => total + parseFloat(row[1].replace("−", "-")), 0);
+  $("shares-list").replaceChildren(table(["part", "share", ""], [
+    ...rows, ["all others", signed(rest), ""],
+    mark([state.versus === 1 ? "the logit" : "together", signed(sum), ""], "next")], "bars"));
+  behind("shares-table", () => table(["part", `for ${nameOf(candidate.id)} rather than ${other}`],
+    names.map((name, part) => [name, shares[part].toFixed(5)])));
+}
+
+function drawKnocked(knocked, candidate) {
+  for (const id of ["knocked", "knocked-table"]) $(id).hidden = !knocked;
+  if (!knocked) {
+    $("knocked-text").textContent = "Left out: for this model and this text it takes too long.";
+    return $("knocked-list").replaceChildren();
+  }
+  const names = knockedNames(), changes = knocked.map(p => p - candidate.p);
+  const most = Math.max(...changes.map(Math.abs)) || 1;
+  const columns = facts.fits.whole_layers ? ["A", "M"] : [...range(n_head), "M"];
+  grid("knocked", columns, changes.map(x => x / most), facts.fits.whole_layers ? 0 : state.head);
+  $("knocked-text").textContent = (facts.fits.whole_layers
+    ? "Whole halves of blocks, A is attention, M the MLP: single heads would have taken too long. "
+    : "The same places. ") +
+    "Orange: without it the token is less likely, so it helps; blue: more likely.";
+  $("knocked-list").replaceChildren(table(["without", "probability", ""], [
+    mark(["nothing", percent(candidate.p), ""], "next"),
+    ...largest(changes, names, 10, part => percent(knocked[part]))], "bars"));
+  behind("knocked-table", () => table(["without", `probability of ${nameOf(candidate.id)}`],
+    names.map((name, part) => [name, `${(100 * knocked[part]).toFixed(3)} %`])));
+}
