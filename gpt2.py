@@ -52,7 +52,7 @@ from drafts import Drafts
 
 N_QUERIES = 64  # at a time, in attention: so their scores stay in the processor's cache
 PIECE = 2**16  # numbers at a time, in gelu and layer_norm, for the same reason
-FEW_ROWS, FEW_PIECE = 4, 2**18  # rows, and numbers of a matrix, that product takes at a time
+FEW_ROWS, FEW_PIECE = 4, 2**20  # rows, and numbers of a matrix, that product takes at a time
 FUTURE = np.triu(np.full((N_QUERIES, N_QUERIES), -np.inf, np.float32), 1)  # -inf: not to be seen
 
 # glibc gives the memory of a large array back to the system, and the next one pays a page fault
