@@ -332,8 +332,6 @@ def parser():
         help=f"texts in a pass over the model; changes the time and not the texts ({BATCH_SIZE})",
     )
     command.completion_options(options)
-    command.model_options(options)
-    command.sampling_options(options)
     return options
 
 

@@ -40,7 +40,7 @@ def model_options(parser):
 
 
 def completion_options(parser):
-    """How far a completion goes: --n_tokens_to_generate and --stop."""
+    """How far a completion goes, by which model, and how its tokens are chosen."""
     parser.add_argument(
         "--n_tokens_to_generate",
         type=number(int, -1),
@@ -57,6 +57,8 @@ def completion_options(parser):
         metavar="TEXT",
         help="end before this text; may be given several times",
     )
+    model_options(parser)
+    sampling_options(parser)
 
 
 def stop_text(text):

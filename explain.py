@@ -416,8 +416,6 @@ def parser():
         help="without --page: show N of the tokens that may follow (10)",
     )
     command.completion_options(options)
-    command.model_options(options)
-    command.sampling_options(options)
     return options
 
 

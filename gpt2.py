@@ -408,8 +408,6 @@ def parser():
         "break",
     )
     command.completion_options(options)
-    command.model_options(options)
-    command.sampling_options(options)
     add("--json", action="store_true", help="an object a line, with ids and log-probabilities")
     add("--verbose", action="store_true", help="tokens, seed, speeds, memory on standard error")
     return options
