@@ -9,7 +9,7 @@ Lesson: step 19.
 class Drafts:
     """The guesses at one text, and how good they were.
 
-    A pass of 2 to 16 rows costs about 3 passes of one (docs/speed.md), so a guess is long, and has
+    A pass of 4 to 16 rows costs about 3 passes of one (docs/speed.md), so a guess is long, and has
     to be good: the more often it was wrong, the longer the pause before the next one.
     """
 

@@ -21,8 +21,8 @@ what is not UTF-8, and `valid_utf8` is then false; `ids`, without those of an en
 (nor of the token in which the stop begins); `log_probabilities`, the natural logarithm of each id's
 probability by the model's own logits, before any option changes them; `ended`, which is "end of
 text", "stop" or "length"; `seed`, null where nothing is drawn; `seconds`, without loading.
-Those of `batch.py` begin with `line`, the number of the prompt's line, and have `sample`, from 0 on;
-a line that is no prompt has an object of `line` and `error`.
+Those of `batch.py` begin with `line`, the number of the prompt's line, and have `sample`, from 0
+on; a line that is no prompt has an object of `line` and `error`.
 """
 
 
