@@ -85,7 +85,8 @@ def llama(directory, threads):
     import numpy as np
 
     ll.llama_backend_init()
-    ll.llama_log_set(ll.llama_log_callback(lambda *_: None), None)
+    quiet = ll.llama_log_callback(lambda *_: None)  # has to outlive all calls
+    ll.llama_log_set(quiet, None)
     options = ll.llama_model_default_params()
     model = ll.llama_model_load_from_file(f"{directory}/F32.gguf".encode(), options)
     n_vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
@@ -130,6 +131,7 @@ def llama(directory, threads):
         ll.llama_free(context)
         return found
 
+    generate.kept = quiet
     return generate
 
 
