@@ -10,6 +10,7 @@ is no longer found. All of them take an hour; FILE takes those of one file.
 import argparse
 import os
 import queue
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,35 +23,40 @@ OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", "benchmar
 
 
 def read(path):
-    """-> [(file, tests, line as it is, line as it would be wrong, what it breaks), ...]"""
-    faults, file, tests, fault = [], None, None, {}
+    """-> [(file, tests, [[line as it is, line as it would be wrong], ...], what it breaks), ...]"""
+    faults, file, tests, edits = [], None, None, []
     for line in path.read_text(encoding="utf-8").splitlines():
         sign, rest = line[:1], line[2:]
         if sign == "@":
-            file, *tests = rest.split()
-        elif sign in ("-", "+", "="):
-            fault[sign] = rest.strip()
-            if sign == "=":
-                faults.append((file, tests, fault["-"], fault["+"], fault["="]))
+            file, *tests = shlex.split(rest)
+        elif sign == "-":
+            edits.append([rest.strip()])
+        elif sign == "+":
+            edits[-1].append(rest.strip())
+        elif sign == "=":
+            faults.append((file, tests, edits, rest.strip()))
+            edits = []
     return faults
 
 
-def put_in(source, old, new):
-    """The source with the first line that reads so replaced; None if there is none."""
+def put_in(source, edits):
+    """The source with the first line that reads so replaced, for each; None if there is none."""
     lines = source.split("\n")
-    for i, line in enumerate(lines):
-        if line.strip() == old:
-            lines[i] = line.replace(old, new)
-            return "\n".join(lines)
-    return None
+    stripped = [line.strip() for line in lines]
+    for old, new in edits:
+        if old not in stripped:
+            return None
+        i = stripped.index(old)
+        lines[i] = lines[i].replace(old, new)
+    return "\n".join(lines)
 
 
 def try_one(copy, fault):
     """-> "noticed", "SURVIVES" or "NOT FOUND"."""
-    file, tests, old, new, _ = fault
+    file, tests, edits, _ = fault
     path = copy / file
     source = path.read_text(encoding="utf-8")
-    wrong = put_in(source, old, new)
+    wrong = put_in(source, edits)
     if wrong is None:
         return "NOT FOUND"
     path.write_text(wrong, encoding="utf-8", newline="\n")
@@ -96,11 +102,11 @@ def main():
             finally:
                 copies.put(copy)
 
-        for (file, _, old, new, breaks), found in pool.map(one, faults):
+        for (file, _, edits, breaks), found in pool.map(one, faults):
             n_bad += found != "noticed"
             print(f"{found:10}{file}: {breaks}", flush=True)
             if found != "noticed":
-                print(f"          {old}\n          {new}", flush=True)
+                print(*(f"{'':10}{line}" for edit in edits for line in edit), sep="\n", flush=True)
     print(f"{len(faults)} faults, {n_bad} not noticed or not found")
     return 1 if n_bad else 0
 

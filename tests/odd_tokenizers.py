@@ -35,6 +35,7 @@ def token(content, id_=None, **flags):
 
 
 X, M, Y = token("<x>", 270), token("<m>", 271), token("<y>", 272)
+END = token("<|endoftext|>", rstrip=True, normalized=True)
 FLAGS = [
     {},
     {"lstrip": True},
@@ -296,6 +297,29 @@ TOKENIZERS = {
     "added tokens in both, the same": Odd(
         files=only(X, settings={"added_tokens_decoder": {"270": token("<x>")}})
     ),
+    "other flags of <|endoftext|> in the other file": Odd(
+        files=only(
+            token("<|endoftext|>", 0),
+            X,
+            settings={"added_tokens_decoder": {"0": END, "270": token("<x>")}},
+        )
+    ),
+    "an added token that is not special, and does not say when it is looked for": Odd(
+        files=beside(
+            settings={
+                "added_tokens_decoder": {
+                    "270": token("<x>"),
+                    "271": {"content": "low <x", "special": False},
+                }
+            }
+        )
+    ),
+    "no <|endoftext|> in the vocabulary, and a special token": Odd(
+        files={
+            "vocab.json": {name: x - 1 for name, x in IDS.items() if x},
+            **beside(special={"pad_token": "<x>"}),
+        }
+    ),
     "tokenizer_config.json lacks a token of tokenizer.json": Odd(
         files=only(X, M, settings={"added_tokens_decoder": {"270": token("<x>")}}),
         refused="tokenizer_config.json: added_tokens_decoder lacks '<m>'",
@@ -328,6 +352,9 @@ TOKENIZERS = {
         files=beside(
             settings={"added_tokens_decoder": {"270": token("<m>")}}, special={"pad_token": "<x>"}
         )
+    ),
+    "special_tokens_map.json is not read beside an empty added_tokens_decoder": Odd(
+        files=beside(settings={"added_tokens_decoder": {}}, special={"pad_token": "<x>"})
     ),
     "special tokens in tokenizer_config.json": Odd(
         files=beside(

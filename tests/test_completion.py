@@ -55,6 +55,7 @@ STOPS = [
     ["\nend"],
     ["aab", "aaab"],
     ["aaab", "aab"],
+    ["the", "h"],
     ["nowhere"],
     ["the end. no", "日本 😀 the", "end"],
     ["naïve"],

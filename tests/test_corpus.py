@@ -92,6 +92,12 @@ def test_ids_take_two_bytes_where_they_fit(n_vocab, size, small):
     encoder = Encoder(small.vocabulary._replace(ids=ids))
     assert np.dtype(corpus.id_type(encoder)).itemsize == size
     assert np.array([n_vocab - 1], corpus.id_type(encoder))[0] == n_vocab - 1
+    added = {"<x>": AddedToken(n_vocab)}  # one more than the vocabulary has, or the model's padding
+    for other in (
+        Encoder(encoder.vocabulary._replace(added=added)),
+        Encoder(encoder.vocabulary, n_vocab + 1),
+    ):
+        assert np.array([n_vocab], corpus.id_type(other))[0] == n_vocab
 
 
 def test_segmentations_spell_one_text_in_several_ways(text):

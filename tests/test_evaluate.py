@@ -379,7 +379,8 @@ def test_an_interrupt_leaves_nothing_of_what_was_read(models_dir, tmp_path):
     options = {"env": {**os.environ, "TMPDIR": str(tmp_path / "temporary")}}
     with open(tmp_path / "text", "rb") as text:
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        process = subprocess.Popen(args, stdin=text, **pipes, **options)
+        hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (under nohup)
+        process = subprocess.Popen(args, stdin=text, preexec_fn=hear, **pipes, **options)
         until = time.monotonic() + 60
         while time.monotonic() < until and not list((tmp_path / "temporary").rglob("piped*")):
             time.sleep(0.01)

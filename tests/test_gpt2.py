@@ -311,8 +311,11 @@ def test_choice_inverts_the_distribution():
         rng.value = min(rng.value, 1 - 2**-53)
         assert sampler.choose(logits, []) == token
     assert gpt2.Sampler().choose(logits, []) == 3
-    rng.value = 1 - 2**-53  # ten times 0.1 is less
-    assert sampler.choose(np.zeros(10, np.float32), []) == 9
+    rng.value = 1 - 2**-53  # ten times 0.1 is less, and seven times 1 / 7 even more so
+    for n in 10, 7:
+        assert sampler.choose(np.zeros(n, np.float32), []) == n - 1
+    rng.value = 0  # the first place of the way; the first token has none of it
+    assert sampler.choose(np.array([-np.inf, 0, 0], np.float32), []) == 1
 
 
 def test_what_is_left_out_asks_for_a_draw_or_not():
@@ -437,7 +440,8 @@ def test_generation_ends_at_eos():
     params = random_params(seed=9)
     found = tokens(params, [3, 1, 4], 30)
     eos = found[12]
-    for ends in [eos], [eos, 100], [found[-1], eos], (eos,):
+    other = min({*range(N_VOCAB)} - {*found})
+    for ends in [eos], [eos, other], [other, eos], [found[-1], eos], (eos,):
         until = found[: min(found.index(end) for end in ends if end in found)]
         assert tokens(params, [3, 1, 4], 30, {**TINY, "eos_token_ids": ends}) == until
 

@@ -92,8 +92,9 @@ def test_ends_at_end_of_text(complete, tiny, tmp_path):
     until_stop = encoder.decode(ids[: ids.index(stop)]).encode() + b"\n"
     save_model(tmp_path / "ends", {**hparams, "eos_token_ids": [stop]}, params, encoder.vocabulary)
 
-    args = "low", "--n_tokens_to_generate", "20"
-    assert complete(*args, models=tmp_path, model="ends").stdout == until_stop
+    for n in "20", "-1":
+        args = "low", "--n_tokens_to_generate", n
+        assert complete(*args, models=tmp_path, model="ends").stdout == until_stop
 
 
 def test_long_texts_say_so_once(complete, tiny):

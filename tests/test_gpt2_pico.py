@@ -89,7 +89,9 @@ def test_generation_ends_at_eos():
     params, ids = random_params(seed=9), [3, 1, 4]
     found = tokens(ids, params, 30)
     eos = found[12]
-    assert tokens(ids, params, 30, eos_token_ids=[eos]) == found[: found.index(eos)]
+    other = min({*range(N_VOCAB)} - {*found})
+    for ends in [eos], [other, eos], [eos, other]:
+        assert tokens(ids, params, 30, eos_token_ids=ends) == found[: found.index(eos)]
 
 
 def test_what_does_not_fit_the_context_is_refused():

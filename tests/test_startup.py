@@ -84,7 +84,8 @@ def test_an_interrupt_ends_a_completion():
 
 def test_importing_a_command_changes_no_handler():
     code = "import signal, gpt2, evaluate, train; print(signal.getsignal(signal.SIGINT).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    args = [sys.executable, "-c", code]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, preexec_fn=hear)
     assert (done.stdout, done.stderr) == ("default_int_handler\n", "")
 
 

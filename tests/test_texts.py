@@ -34,15 +34,23 @@ def test_a_file_is_itself_and_a_directory_its_texts_in_order(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
 def test_a_pipe_is_kept(tmp_path):
+    def write(path, data):
+        threading.Thread(target=path.write_bytes, args=(data,), daemon=True).start()
+
     os.mkfifo(tmp_path / "pipe")
     for data in b"text " * 50_000, b"":
-        threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,)).start()
+        write(tmp_path / "pipe", data)
         if data:
             assert found(tmp_path, tmp_path / "pipe") == ["kept/piped-text-0"]
             assert (tmp_path / "kept" / "piped-text-0").read_bytes() == data
         else:
             with pytest.raises(ValueError, match="pipe is empty"):
                 found(tmp_path, tmp_path / "pipe")
+    os.mkfifo(tmp_path / "other")
+    for name in "pipe", "other":
+        write(tmp_path / name, name.encode())
+    kept = found(tmp_path, tmp_path / "pipe", tmp_path / "other")
+    assert [(tmp_path / path).read_text() for path in kept] == ["pipe", "other"]
 
 
 @pytest.fixture
@@ -77,6 +85,8 @@ def test_an_address_is_fetched_once_and_kept(server, tmp_path):
     assert paths == found(tmp_path, *names) and asked == ["/a/input.txt", "/b/input.txt?x=1"]
     assert [(tmp_path / path).read_bytes() for path in paths] == [b"one", b"two"]
     assert all(path.startswith("models/texts/") and path.endswith("input.txt") for path in paths)
+    (path,) = found(tmp_path, names[0].replace("http", "HTTP"))
+    assert (tmp_path / path).read_bytes() == b"one"
     files["/"] = b"three"  # no name at all
     assert (tmp_path / found(tmp_path, address + "/")[0]).read_bytes() == b"three"
     with pytest.raises(OSError, match="/none.txt could not be fetched: .*404"):

@@ -126,7 +126,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert (np.diff(ids) == 1).all() and ids.min() == 1000 and ids.max() == 1099
     assert len(set(ids[:, 0])) > 60
     assert np.array_equal(ids, train.batch(tokens, 9, 200, 3, 5))
-    for other in (3, 6), (4, 5):
+    for other in (3, 6), (4, 5), (4, 4):
         assert not np.array_equal(ids, train.batch(tokens, 9, 200, *other))
     shortest = train.batch(tokens[:10], 9, 4, 0, 0)
     assert np.array_equal(shortest, np.tile(tokens[:10], (4, 1)))
@@ -239,7 +239,7 @@ def test_a_run_steps_as_its_options_say(text, tmp_path, monkeypatch):
 
     def watched_update(self, scale, lr, step, pool):
         length = math.sqrt(sum((x.astype(float) ** 2).sum() for _, x in leaves(self.gradients[0])))
-        updates.append((scale * length, lr, step))
+        updates.append((length, scale * length, lr, step))
         return update(self, scale, lr, step, pool)
 
     monkeypatch.setattr(train, "loss_and_gradient", watched_loss)
@@ -250,8 +250,9 @@ def test_a_run_steps_as_its_options_say(text, tmp_path, monkeypatch):
     assert train.main([*args, "--eval_interval", "4"]) == 0
     assert steps == [((6, 17), 0.3, (4, step)) for step in range(1, 11)]
     rates = [0.01 * optimizer.schedule(i / 10, 0.2) for i in range(10)]
-    assert [(lr, step) for _, lr, step in updates] == list(zip(rates, range(1, 11)))
-    assert all(length <= 1.0001 for length, _, _ in updates)
+    assert [(lr, step) for *_, lr, step in updates] == list(zip(rates, range(1, 11)))
+    lengths, clipped, *_ = zip(*updates)
+    assert clipped == pytest.approx([min(length, 1) for length in lengths], rel=1e-4)
     means = [np.mean(losses[i:j]) for i, j in ((0, 4), (4, 8), (8, 10))]  # since the row before
     rows = [[n, f"{mean:.6f}"] for n, mean in zip(["4", "8", "10"], means)]
     assert [row[:2] for row in curve(tmp_path / "out")[1:]] == rows

@@ -144,6 +144,8 @@ def test_a_checkpoint_brings_back_all_of_a_run(opened):
     again = open_run(settings(*args, "--resume"))
     for name in "wmv":
         assert np.array_equal(getattr(again.optimizer, name), getattr(run.optimizer, name))
+    params = flatten(run.optimizer.params)
+    assert all(np.array_equal(x, params[n]) for n, x in flatten(again.optimizer.params).items())
     assert again.record == run.record and again.hparams == run.hparams
     assert again.encoder.vocabulary[:2] == run.encoder.vocabulary[:2]
     alone = settings("--out", args[2], "--resume", "--iterations", "99")  # the rest is known
@@ -174,6 +176,24 @@ def test_the_best_model_so_far_is_kept_and_every_row_of_the_log(opened):
     ]
 
 
+def test_a_model_that_cannot_be_written_is_not_the_best_for_the_checkpoint(opened, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    run, args = opened
+    for val_loss in 5.0, 4.0:
+        run.record["step"] += 1
+        run.log(6.0, val_loss)
+        if val_loss == 4.0:
+            monkeypatch.setattr(training_run, "save_model", full)
+            with pytest.raises(OSError, match="No space left"):
+                run.save("float32")
+        else:
+            run.save("float32")
+    again = open_run(settings(*args, "--resume"))  # and it comes to the same model once more
+    assert (again.record["step"], again.record["best"]) == (1, 5.0)
+
+
 def test_what_a_run_depends_on_must_stay_the_same(opened, tmp_path):
     _, args = opened
     (tmp_path / "other").write_text("text")
@@ -197,6 +217,18 @@ def test_what_a_run_depends_on_must_stay_the_same(opened, tmp_path):
         open_run(settings(tmp_path / "other", *args[1:], "--resume"))
     for change in ["--dropout", "0.3"], ["--learning_rate", "1"], ["--batch_size", "2"]:
         open_run(settings(*args, "--resume", *change))
+
+
+@pytest.mark.parametrize("option", ["--init_from", "--tokenizer"])
+def test_a_run_goes_on_from_the_model_that_it_began_with(option, models_dir, text, tmp_path):
+    shutil.copytree(models_dir / "tiny", tmp_path / "other")
+    shape = SMALL[:6] if option == "--tokenizer" else []
+    out = "--out", tmp_path / "out"
+    run = open_run(settings(text, *out, option, models_dir / "tiny", *shape))
+    again = open_run(settings(*out, "--resume"))
+    assert again.record == run.record and again.hparams == run.hparams
+    with pytest.raises(ValueError, match=f"--resume needs the same {option[2:]} as before"):
+        open_run(settings(*out, "--resume", option, tmp_path / "other"))
 
 
 def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_path, monkeypatch):
@@ -446,10 +478,14 @@ def test_what_a_run_was_told_is_kept_beside_the_model(text, tmp_path):
 def test_a_model_is_trained_further_with_what_it_was_told(text, tmp_path):
     (tmp_path / "words").write_text("the and")
     told = "--lowercase", "--stopwords", "words", "--val_fraction", "0.2", "--dropout", "0.3"
-    done = run_train(text, "--out", "one", *told, *SMALL, cwd=tmp_path)
+    other = "--optimizer", "adamw", "--weight_decay", "0.2", "--dtype", "float16"
+    done = run_train(text, "--out", "one", *told, *other, *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (tmp_path / "words").unlink()
     args = "--out", tmp_path / "two", "--init_from", tmp_path / "one", "--dropout", "0"
+    found = settings(*args[:4])
+    assert (found.dropout, found.weight_decay, found.n_ctx) == (0.3, 0.2, 16)
+    assert (found.optimizer, found.dtype) == ("adamw", "float16")
     run = open_run(settings(*args))
     found = run.record["settings"]
     assert found["text"] == [str(text)] and found["stopwords"] == ["the", "and"]
@@ -510,6 +546,15 @@ def test_nothing_is_learned_from_the_held_out_text(tmp_path):
     train_ids, val_ids = run.read_ids()
     assert run.encoder.decode(train_ids.tolist()) == "low lower lowest " * 100
     assert run.encoder.decode(val_ids.tolist()) == "XYZ XYZ " * 200
+
+
+def test_the_vocabulary_is_that_of_the_text_as_it_is_changed(tmp_path):
+    (tmp_path / "text").write_text("LOW the Lower " * 300)
+    (tmp_path / "words").write_text("the")
+    changed = "--lowercase", "--stopwords", tmp_path / "words"
+    run = open_run(settings(tmp_path / "text", "--out", tmp_path / "out", *SMALL, *changed))
+    tokens = [a + b for a, b in run.encoder.vocabulary.merges]
+    assert "low" in tokens and not any("L" in token or "th" in token for token in tokens)
 
 
 def test_an_end_of_text_is_nothing_to_learn_a_vocabulary_from(tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OPENAI, ROOT
+from conftest import OPENAI, ROOT, random_params
 
 import utils
 from encoder import Encoder
-from model_files.directory import load_model
+from model_files.directory import load_model, save_model
 from model_files.parameters import flatten
 
 
@@ -23,6 +23,23 @@ def test_a_name_leads_to_an_encoder_hparams_and_params(directory, tmp_path):
     params, original = flatten(params), flatten(original)
     assert list(params) == list(original)
     assert all(np.array_equal(x, original[name]) for name, x in params.items())
+
+
+def test_the_ids_are_those_that_the_model_has(tmp_path):
+    """It may have more than the vocabulary, to be of a round size, or less than the tokens."""
+    vocabulary, hparams, _ = load_model(OPENAI)
+    for n_vocab in 257, 260:
+        hparams["n_vocab"], directory = n_vocab, tmp_path / str(n_vocab)
+        save_model(directory, hparams, random_params(**hparams), vocabulary)
+        (directory / "added_tokens.json").write_text('{"<x>": 257}')
+        encoder, *_ = utils.load_encoder_hparams_and_params(str(directory), "")
+        if n_vocab == 257:
+            with pytest.raises(ValueError, match="'<x>' is id 257: the model has 257 ids"):
+                encoder.encode("<x>")
+        else:
+            assert encoder.encode("<x>") == [257] and encoder.decode([257, 259]) == "<x>"
+            with pytest.raises(ValueError, match="id 260 is not in the vocabulary"):
+                encoder.decode([260])
 
 
 def test_nothing_slow_is_imported(directory):
@@ -44,6 +61,9 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
         where = tmp_path if name == "model" else tmp_path / "nowhere"
         assert utils.find_model(name, where).resolve() == directory
     assert utils.find_model("124M", tmp_path / "models") == tmp_path / "models" / "124M"
+    assert utils.find_model("shakespeare", tmp_path) == utils.MODELS / "shakespeare"
+    shutil.copytree(directory, tmp_path / "shakespeare")  # the user's own comes before it
+    assert utils.find_model("shakespeare", tmp_path) == tmp_path / "shakespeare"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert utils.find_model("~/model", tmp_path / "nowhere") == directory

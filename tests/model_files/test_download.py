@@ -46,6 +46,15 @@ def test_resumes_where_it_broke_off(place, model, servers):
     assert len(sent) == 3 and size <= sum(sent) < size + 3 * download.CHUNK
 
 
+def test_what_ends_before_the_announced_length_is_kept_and_not_whole(tmp_path):
+    """Whether or not the library that reads the answer counts its bytes."""
+    answer = SimpleNamespace(url="http://host/x", iter_content=lambda n: iter([b"half"]))
+    said = download.Answer(promise=None, version="v", start=0, size=8, commit="")
+    with pytest.raises(download.Fault, match="broken off"):
+        download.write(answer, tmp_path / "x.part", 0, said)
+    assert (tmp_path / "x.part").read_bytes() == b"half"
+
+
 def test_as_long_as_it_gets_further_it_goes_on(place, model, servers):
     servers.at = {WEIGHTS: [("break", 0.2)] * 2 * download.TRIES}
     check_fetched(load("owner/name", place)[2], model, place / "owner--name")

@@ -169,6 +169,18 @@ def test_nothing_of_a_run_that_was_killed_gets_into_the_model(place, model, serv
     assert (directory / "vocab.json").read_bytes() == model[0]["vocab.json"]
 
 
+def test_it_is_no_model_before_all_of_it_is_there(place, model, servers, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(fetch, "write_config", full)
+        with pytest.raises(OSError, match="No space left"):
+            load("124M", place)
+    assert not holds_model(place / "124M")
+    check_fetched(load("124M", place)[2], model, place / "124M")
+
+
 def test_two_at_once(place, model, servers):
     servers.pace = 0.005
     threads = [threading.Thread(target=load, args=("owner/name", place)) for _ in range(3)]

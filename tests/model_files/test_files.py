@@ -6,7 +6,7 @@ import json
 import pytest
 
 from model_files import files
-from model_files.files import read_json, write_atomic
+from model_files.files import read_json, try_lock, write_atomic
 
 
 def test_json_is_a_dict(tmp_path):
@@ -76,3 +76,22 @@ def test_a_file_that_is_not_whole_leaves_the_one_before(tmp_path, monkeypatch):
         file.write(b"new")
     assert failed.value.errno == errno.ENOSPC and failed.value.filename == str(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
+    """Who held it before may have removed that file, and somebody else have made another."""
+    fcntl, path = pytest.importorskip("fcntl"), tmp_path / "lock"
+    flock = fcntl.flock
+
+    def late(file, how):
+        path.unlink()
+        path.touch()
+        return flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert try_lock(path) is None
+    monkeypatch.undo()
+    with try_lock(path):
+        assert try_lock(path) is None
+    with try_lock(path):
+        pass

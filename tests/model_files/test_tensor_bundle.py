@@ -163,6 +163,23 @@ def test_tensors_do_not_overlap(tmp_path):
             read(*offsets)
 
 
+def test_tensors_lie_one_after_the_other_in_each_data_file(tmp_path):
+    def index(*places):  # float32 [1] each
+        entry = b"\x08\x01\x12\x04\x12\x02\x08\x01\x18%c\x20%c\x28\x04"
+        entries = [(bytes([97 + i]), entry % place) for i, place in enumerate(places)]
+        (tmp_path / "x.index").write_bytes(index_of([(b"", b"\x08\x02"), *entries]))
+
+    for shard, numbers in enumerate(([1, 2, 3], [4])):
+        path = tmp_path / f"x.data-{shard:05d}-of-00002"
+        path.write_bytes(np.array(numbers, np.float32).tobytes())
+    index((0, 0), (1, 0), (0, 8))
+    found = read_tensor_bundle(tmp_path / "x")
+    assert {name: x.tolist() for name, x in found.items()} == {"a": [1], "b": [4], "c": [3]}
+    index((0, 0), (0, 3))
+    with pytest.raises(ValueError, match="x.data-00000-of-00002: .*b lies from 3 to 7"):
+        read_tensor_bundle(tmp_path / "x")
+
+
 def reseal(index):
     """The index with right checksums: else every change would end at the first one."""
     index, position = bytearray(index), 0

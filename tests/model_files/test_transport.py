@@ -152,6 +152,7 @@ def test_a_limit_is_waited_for_as_the_hub_says(place, servers, waits, monkeypatc
         (429, {"RateLimit": '"resolvers";r=0;t=51'}, 51),
         (429, {"RateLimit": '"resolvers";r=0;t=51', "Retry-After": "7"}, 51),
         (429, {"RateLimit": '"api";r=9;t=200, "resolvers"; r=0; t=55'}, 55),
+        (429, {"RateLimit": '"api";r=0;t=200, "resolvers"; r=0; t=55'}, 200),
         (429, {"RateLimit": '"resolvers";r=10;t=51', "Retry-After": "7"}, 7),
         (503, {"RateLimit": '"resolvers";r=0;t=51', "Retry-After": " 7 "}, 7),
         (429, {}, 0),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-from encoder import Encoder
+from encoder import Encoder, learn_bpe
 from model_files.added_tokens import AddedToken
 from model_files.vocabulary import (
     BYTE_OF_CHAR,
@@ -61,6 +61,15 @@ def test_save_and_read(vocabulary, tmp_path):
     (directory / "vocab.json").rename(directory / "encoder.json")
     (directory / "merges.txt").rename(directory / "vocab.bpe")
     assert read_vocabulary(directory) == found
+
+
+def test_a_first_merge_may_begin_with_a_hash(tmp_path):
+    vocabulary = learn_bpe(["# ## ### ####"] * 9, 259).vocabulary
+    assert vocabulary.merges[0] == ("#", "#")
+    save_vocabulary(vocabulary, tmp_path)
+    version, _, merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").partition("\n")
+    (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")  # a version may be missing
+    assert version == "#version: 0.2" and read_vocabulary(tmp_path).merges == vocabulary.merges
 
 
 def test_what_was_read_is_saved_as_it_was_and_what_was_there_goes(vocabulary, tmp_path):
