@@ -62,6 +62,7 @@ def tables():
         "optimisers": part("train_run", "Optimisers"),
         "fine-tuning": part("train_run", "Fine-tuning 124M"),
         "tricks": part("tricks"),
+        "many texts": part("many_texts"),
     }
     for path in ROOT / "README.md", ROOT / "docs" / "speed.md":
         text = path.read_text(encoding="utf-8")

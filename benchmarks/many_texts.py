@@ -214,8 +214,9 @@ def main():
                 for size, (rate, tokens) in found.items():
                     speeds[name].setdefault(int(size), []).append(rate)
                     expected = expected if name != "ours" or int(size) else tokens  # noqa: F821
-                    n = sum(map(list.__eq__, tokens, expected))
-                    same[name][int(size)] = f"{n} of {len(tokens)} same"
+                    pairs = list(zip(tokens, expected))  # of the prompts that both have done
+                    n = sum(mine == other for mine, other in pairs)
+                    same[name][int(size)] = f"{n} of {len(pairs)} same"
                 print(name, {k: round(v[0], 1) for k, v in found.items()}, file=sys.stderr)
     name = "many_texts_long" if args.long else "many_texts"
     lines = show(speeds, same, RESULTS / f"{name}.png")
