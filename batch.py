@@ -147,7 +147,9 @@ def choices_many(next_text, params, hparams, batch_size=BATCH_SIZE):
             n_bytes = 8 * room * hparams["n_layer"] * hparams["n_embd"]  # two float32 each
             if texts and n_bytes + sum(other.cache.nbytes for other in texts) > CACHE_BYTES:
                 break
-            text.cache, text = new_cache(room, **hparams), texts.append(text)
+            text.cache = new_cache(room, **hparams)
+            texts.append(text)
+            text = None  # the next one, then
         if not texts:
             return
         yield from one_pass([text for text in texts if not text.over], model, hparams)
