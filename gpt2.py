@@ -14,6 +14,7 @@ all scores at once, [n, n]        the scores of 64 queries at a      the mask hi
 one token a pass                  several, where the text repeats    a guess only stays where the
                                   itself: a draft is checked         model's own choice is the same
 a new array for each operation    in place, a piece at a time        the operations are the same
+one head after another            a long prompt's on all cores       none needs another's numbers
 
 Shapes: n tokens enter, after n_past that the cache holds already; e = n_embd numbers a token,
 h = n_head heads of d = e / h numbers each; m queries at a time. Everything is float32.
@@ -45,6 +46,7 @@ import command
 import startup
 from completion import Completion, prompt_ids, report
 from drafts import Drafts
+from parallel import in_parallel, product
 
 # ================================================================================================
 # The model
@@ -52,7 +54,7 @@ from drafts import Drafts
 
 N_QUERIES = 64  # at a time, in attention: so their scores stay in the processor's cache
 PIECE = 2**16  # numbers at a time, in gelu and layer_norm, for the same reason
-FEW_ROWS, FEW_PIECE = 4, 2**20  # rows, and numbers of a matrix, that product takes at a time
+SCORES = 2**18  # of a prompt, at least, before another core takes some of the heads
 FUTURE = np.triu(np.full((N_QUERIES, N_QUERIES), -np.inf, np.float32), 1)  # -inf: not to be seen
 
 # glibc gives the memory of a large array back to the system, and the next one pays a page fault
@@ -116,19 +118,6 @@ def linear(x, w, b):  # [n, in] @ [in, out] -> [n, out]
     return x
 
 
-def product(x, w):  # [n, in] @ [in, out] -> [n, out]
-    """x @ w; of a few rows each by itself, over pieces of w that stay in the processor's cache: a
-    BLAS copies w first for more than one row, which only pays for many."""
-    if not 1 < len(x) <= FEW_ROWS:
-        return x @ w
-    y = np.empty((len(x), w.shape[1]), np.float32)
-    n_columns = max(1, FEW_PIECE // len(w))
-    for j in range(0, w.shape[1], n_columns):
-        for row, out in zip(x, y):
-            np.matmul(row, w[:, j : j + n_columns], out=out[j : j + n_columns])
-    return y
-
-
 def attention(q, k, v):  # [h, n, d], [h, n_past + n, d] twice -> [h, n, d]
     """softmax(q k^T / sqrt(d)) v, where the last query stands at the last key.
 
@@ -138,11 +127,15 @@ def attention(q, k, v):  # [h, n, d], [h, n_past + n, d] twice -> [h, n, d]
     n_past = k.shape[-2] - n
     q = q * (1 / math.sqrt(d))  # before the product, for the same reason
     y = np.empty_like(q)
-    for i in range(0, n, N_QUERIES):
-        j = min(i + N_QUERIES, n)
-        exps = exp_scores(q[..., i:j, :], k[..., : n_past + j, :])  # [h, m, n_past + j]
-        np.matmul(exps, v[..., : n_past + j, :], out=y[..., i:j, :])
-        y[..., i:j, :] /= exps.sum(-1, keepdims=True)
+
+    def some_heads(part):
+        for i in range(0, n, N_QUERIES):
+            j = min(i + N_QUERIES, n)
+            exps = exp_scores(q[part, ..., i:j, :], k[part, ..., : n_past + j, :])
+            np.matmul(exps, v[part, ..., : n_past + j, :], out=y[part, ..., i:j, :])
+            y[part, ..., i:j, :] /= exps.sum(-1, keepdims=True)  # exps: [heads, m, n_past + j]
+
+    in_parallel(some_heads, len(q), least=SCORES // (n * k.shape[-2]) + 1)
     return y
 
 

@@ -20,6 +20,9 @@ def begin(one_thread=False):
     """
     if getsignal(SIGINT) is default_int_handler:  # not where a shell lets nobody hear it
         signal(SIGINT, end_at_once)
+    # OpenBLAS's threads spin for 2^26 cycles after a product. 2^20 are enough for the next one of a
+    # token, and leave the cores to the threads of parallel.py.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     for library in ("OPENBLAS", "MKL", "OMP", "VECLIB") if one_thread else ():
         limit = "VECLIB_MAXIMUM_THREADS" if library == "VECLIB" else f"{library}_NUM_THREADS"
         os.environ.setdefault(limit, "1")

@@ -68,9 +68,10 @@ def medians(functions, rounds):
 
 
 def blas_threads(n):
-    """-> the environment of a process whose BLAS has n threads."""
+    """-> the environment of a process whose BLAS has n threads, which spin as in our commands."""
     names = ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
-    return {**os.environ, **{f"{name}_THREADS": str(n) for name in names}}
+    limits = {f"{name}_THREADS": str(n) for name in names}
+    return {**os.environ, **limits, "OPENBLAS_THREAD_TIMEOUT": "20"}
 
 
 def run_worker(script, *job, env=None):

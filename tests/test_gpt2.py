@@ -112,21 +112,6 @@ def test_shakespeare_text_is_that_of_transformers(case, shared):
     assert encoder.decode(tokens) == case["text"]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, gpt2.FEW_ROWS, gpt2.FEW_ROWS + 1, 20])
-@pytest.mark.parametrize("n_in, n_out", [(40, 120), (8, 3), (200_000, 7), (64, 9001)])
-def test_a_product_of_few_rows_is_the_product(n, n_in, n_out):
-    rng = np.random.default_rng(n)
-    x, w = (
-        rng.standard_normal((n, n_in), np.float32),
-        rng.standard_normal((n_in, n_out), np.float32),
-    )
-    expected = x.astype(np.float64) @ w
-    for matrix in w, np.ascontiguousarray(w.T).T:  # the table of tokens is turned
-        found = gpt2.product(x, matrix)
-        assert found.dtype == np.float32 and found.shape == (n, n_out)
-        np.testing.assert_allclose(found, expected, atol=2e-3 + 1e-4 * math.sqrt(n_in))
-
-
 def test_every_way_of_cutting_a_short_input_gives_the_same_logits():
     params, ids = random_params(seed=6), some_ids(9)
     whole = forward(ids, params)

@@ -11,7 +11,7 @@ from conftest import ROOT
 READING = """
     gpt2_pico gpt2 drafts encoder utils evaluate backward optimizer corpus training_run train
 """.split()
-BESIDE = {"batch", "explain", "startup", "command", "completion", "settings", "texts"}
+BESIDE = {"batch", "explain", "startup", "parallel", "command", "completion", "settings", "texts"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [*ROOT.glob("*.py"), *ROOT.glob("model_files/*.py"), *ROOT.glob("page/*.py")]
