@@ -124,11 +124,11 @@ def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
     qkv, y = linear(x, **c_attn), np.empty_like(x)  # [n, 3e], [n, e]
     for text, mine in zip(texts, rows):
         m = len(text.new)
-        q, *kv = qkv[mine].reshape(m, 3, n_head, e // n_head).transpose(1, 2, 0, 3)
+        its = qkv[mine].reshape(m, 3, n_head, e // n_head).transpose(1, 2, 0, 3)  # [3, h, m, d]
         cache = text.cache[layer]  # [2, h, room, d]
-        cache[:, :, text.n_past : text.n_past + m] = kv
+        cache[:, :, text.n_past : text.n_past + m] = its[1:]
         k, v = cache[:, :, : text.n_past + m]
-        y[mine] = attention(q, k, v).swapaxes(0, 1).reshape(m, e)
+        y[mine] = attention(its[0], k, v).swapaxes(0, 1).reshape(m, e)
     return linear(y, **c_proj)
 
 

@@ -1,7 +1,7 @@
 """Guesses at what follows in a text, from what stands in it: prompt lookup (Saxena 2023).
 
 Names, quotations and code come back, and a pass over the model that checks a guess of fifteen
-tokens costs no more than three of one token. The text stays the same: what is wrong is not taken.
+tokens costs less than three of one token. The text stays the same: what is wrong is not taken.
 Lesson: step 19.
 """
 
@@ -9,7 +9,7 @@ Lesson: step 19.
 class Drafts:
     """The guesses at one text, and how good they were.
 
-    A pass of 4 to 16 rows costs about 3 passes of one (docs/speed.md), so a guess is long, and has
+    A pass of 8 or 16 rows costs 2 or 3 passes of one (docs/speed.md), so a guess is long, and has
     to be good: the more often it was wrong, the longer the pause before the next one.
     """
 

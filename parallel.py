@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 MOST = 8  # threads: each one more takes 10 microseconds to be told and to be heard
-FEW, FEW_T = 16, 48  # rows that product takes in pieces of a matrix, of a transposed one
+FEW, SEVERAL = 16, 48  # rows: see product
 SMALL, SMALL_T = 10**6, 1200  # multiplications, results: of what OpenBLAS calls a small product
 
 
@@ -84,10 +84,12 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
     rows each core takes its columns of w in small pieces.
     """
     (n, n_in), n_out = x.shape, w.shape[1]
-    if set_blas_threads is None or not 1 < n <= (FEW if w.flags.c_contiguous else FEW_T):
+    if set_blas_threads is None or not 1 < n <= SEVERAL:
         return x @ w
     y = np.empty((n, n_out), x.dtype)
-    if w.flags.c_contiguous:  # [in, out] -> [pieces, size, out]
+    if n > FEW and w.flags.c_contiguous:
+        in_parallel(lambda part: np.matmul(x, w[:, part], out=y[:, part]), n_out)
+    elif w.flags.c_contiguous:  # [in, out] -> [pieces, size, out]
         n_columns = -(-n_out // n_threads)  # of a core
         size = max(1, min(64, SMALL // (n * n_columns)))  # longer pieces are not faster
         whole = n_in // size * size

@@ -9,6 +9,9 @@ when there is nothing to compute.
 Writes results/breakdown.md.
 """
 
+if __name__ == "__main__":
+    import common  # noqa: F401  # before NumPy: it says how long OpenBLAS's threads spin
+
 import argparse
 import json
 import subprocess

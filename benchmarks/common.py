@@ -1,7 +1,7 @@
 """What the benchmarks share: where things lie, sizes, times, worker processes, tables, results.
 
-Importing it lets a script import the project's modules. Nothing here imports NumPy at once: the
-number of BLAS threads is in the environment of the process that first does.
+Importing it lets a script import the project's modules. Nothing here imports NumPy at once: how
+many threads a BLAS has, and how long they spin, is in the environment of the process that does.
 """
 
 import json
@@ -25,6 +25,7 @@ SIZES = {  # n_layer, n_head, n_embd
     "1558M": (48, 25, 1600),
 }
 sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py as well
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as in our commands: see startup.py
 
 
 def hparams_of(size):
@@ -68,10 +69,9 @@ def medians(functions, rounds):
 
 
 def blas_threads(n):
-    """-> the environment of a process whose BLAS has n threads, which spin as in our commands."""
+    """-> the environment of a process whose BLAS has n threads."""
     names = ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
-    limits = {f"{name}_THREADS": str(n) for name in names}
-    return {**os.environ, **limits, "OPENBLAS_THREAD_TIMEOUT": "20"}
+    return {**os.environ, **{f"{name}_THREADS": str(n) for name in names}}
 
 
 def run_worker(script, *job, env=None):

@@ -5,9 +5,11 @@
 Shapes are those of 124M. Writes results/tricks.md; docs/speed.md says what became of each.
 """
 
+if __name__ == "__main__":
+    import common  # noqa: F401  # before NumPy: it says how long OpenBLAS's threads spin
+
 import argparse
 import math
-from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
@@ -62,12 +64,18 @@ def gelu_with_bias(x, b):
     return x
 
 
+def attention(q, k, v):
+    """On one core."""
+    with patch.object(gpt2, "SCORES", 2**62):
+        return gpt2.attention(q, k, v)
+
+
 def grouped_attention(q, k, v, n_heads=2, n_queries=128):
     """A few heads at a time, so that scores stay in a core's own cache."""
     future = np.triu(np.full((n_queries, n_queries), -np.inf, np.float32), 1)
     with patch.multiple(gpt2, N_QUERIES=n_queries, FUTURE=future):
         heads = [slice(i, i + n_heads) for i in range(0, len(q), n_heads)]
-        return np.concatenate([gpt2.attention(q[i], k[i], v[i]) for i in heads])
+        return np.concatenate([attention(q[i], k[i], v[i]) for i in heads])
 
 
 def product_sum_attention(q, k, v):
@@ -145,7 +153,7 @@ def training_tricks():
     def both(forward_scores, backward_scores):
         for sequence, dy in zip(qkv, dy_heads):
             with patch.object(gpt2, "exp_scores", forward_scores):
-                y = gpt2.attention(*sequence)
+                y = attention(*sequence)
             with patch.object(backward, "exp_scores", backward_scores):
                 backward.attention_backward(dy, y, sequence)
 
@@ -193,33 +201,27 @@ def tricks():
     yield (
         "attention of 1000 tokens: lower triangle in pieces",
         lambda: full_attention(*qkv),
-        lambda: gpt2.attention(*qkv),
+        lambda: attention(*qkv),
     )
     yield (
         "attention of 1000 tokens: scores as [keys, queries], too",
-        lambda: gpt2.attention(*qkv),
+        lambda: attention(*qkv),
         lambda: keys_first_attention(*qkv),
     )
     yield (
         "attention of 1000 tokens: two heads and 128 queries at a time",
-        lambda: gpt2.attention(*qkv),
+        lambda: attention(*qkv),
         lambda: grouped_attention(*qkv),
     )
     yield (
         "attention of 1000 tokens: the rows' sums as products",
-        lambda: gpt2.attention(*qkv),
+        lambda: attention(*qkv),
         lambda: product_sum_attention(*qkv),
     )
-    pool = ThreadPoolExecutor(2)
-
-    def threaded_attention():
-        heads = [qkv[:, i : i + 3] for i in range(0, 12, 3)]
-        return np.concatenate(list(pool.map(lambda part: gpt2.attention(*part), heads)))
-
     yield (
-        "attention of 1000 tokens: its heads on two threads, too",
+        "attention of 1000 tokens: its heads on all cores",
+        lambda: attention(*qkv),
         lambda: gpt2.attention(*qkv),
-        threaded_attention,
     )
     for n_in, n_out in (768, 3072), (3072, 768):
         stored = layers(n_in, n_out)
@@ -238,11 +240,20 @@ def tricks():
                     lambda x=x, s=stored: [x @ w for w in s],
                     lambda x=x, s=stored: [(w.T @ x.T).T for w in s],
                 )
-        x = normal(3, n_in)
+        for rows in 2, 4, 8, 16:
+            x = normal(rows, n_in)
+            yield (
+                f"{rows} x {n_in} x {n_out}: in small pieces",
+                lambda x=x, s=stored: [x @ w for w in s],
+                lambda x=x, s=stored: [gpt2.product(x, w) for w in s],
+            )
+    table = normal(50257, 768).T
+    for rows in 2, 8, 32:
+        x = normal(rows, 768)
         yield (
-            f"3 x {n_in} x {n_out}: a loop over the rows",
-            lambda x=x, s=stored: [x @ w for w in s],
-            lambda x=x, s=stored: [[row @ w for row in x] for w in s],
+            f"{rows} x 768 x 50257, transposed: in small pieces",
+            lambda x=x: x @ table,
+            lambda x=x: gpt2.product(x, table),
         )
     yield from training_tricks()
 

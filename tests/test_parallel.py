@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import gpt2
 import parallel
-from parallel import FEW, FEW_T, in_parallel, product
+from parallel import FEW, SEVERAL, in_parallel, product
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -85,7 +85,7 @@ def test_a_thread_keeps_no_array(monkeypatch, said_to_blas):
     assert there.wait(10)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, FEW, FEW + 1, FEW_T, FEW_T + 1])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, FEW, FEW + 1, SEVERAL, SEVERAL + 1])
 @pytest.mark.parametrize(
     "n_in, n_out", [(40, 120), (8, 3), (1, 2), (65, 1), (20_000, 7), (64, 9001)]
 )
