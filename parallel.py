@@ -16,6 +16,7 @@ import numpy as np
 
 MOST = 8  # threads: each one more takes 10 microseconds to be told and to be heard
 FEW, SEVERAL = 16, 48  # rows: see product
+SHARE = 2**17  # numbers of a matrix, at least, for another thread
 SMALL, SMALL_T = 10**6, 1200  # multiplications, results: of what OpenBLAS calls a small product
 
 
@@ -80,22 +81,22 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
 
     One row waits for w to come from memory, and a few rows cost hardly more. But before a BLAS
     multiplies more than one, it copies w into an order that suits many, which takes three times as
-    long. OpenBLAS does without where a product is small, on processors with AVX-512: so of a few
-    rows each core takes its columns of w in small pieces.
+    long. OpenBLAS does without where a product is small, on processors with AVX-512: so of a FEW
+    rows each core takes its columns of w in small pieces. Of SEVERAL each takes its columns whole.
     """
     (n, n_in), n_out = x.shape, w.shape[1]
     if set_blas_threads is None or not 1 < n <= SEVERAL:
         return x @ w
-    y = np.empty((n, n_out), x.dtype)
+    y, least = np.empty((n, n_out), x.dtype), SHARE // n_in + 1
     if n > FEW and w.flags.c_contiguous:
-        in_parallel(lambda part: np.matmul(x, w[:, part], out=y[:, part]), n_out)
+        in_parallel(lambda part: np.matmul(x, w[:, part], out=y[:, part]), n_out, least)
     elif w.flags.c_contiguous:  # [in, out] -> [pieces, size, out]
-        n_columns = -(-n_out // n_threads)  # of a core
+        n_columns = -(-n_out // max(1, min(n_threads, n_out // least)))  # of a core
         size = max(1, min(64, SMALL // (n * n_columns)))  # longer pieces are not faster
         whole = n_in // size * size
         xs = x[:, :whole].reshape(n, -1, size).swapaxes(0, 1)
         ws = w[:whole].reshape(-1, size, n_out)
-        in_parallel(lambda part: np.add.reduce(xs @ ws[..., part], 0, out=y[:, part]), n_out)
+        in_parallel(lambda part: np.add.reduce(xs @ ws[..., part], 0, out=y[:, part]), n_out, least)
         if whole < n_in:
             y += x[:, whole:] @ w[whole:]
     else:  # wte.T, whose columns lie in memory as a whole: [in, out] -> [pieces, in, size]
@@ -103,6 +104,6 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
         whole = n_out // size * size
         ws = w.T[:whole].reshape(-1, size, n_in).swapaxes(1, 2)
         ys = y[:, :whole].reshape(n, -1, size).swapaxes(0, 1)
-        in_parallel(lambda part: np.matmul(x, ws[part], out=ys[part]), len(ws))
+        in_parallel(lambda part: np.matmul(x, ws[part], out=ys[part]), len(ws), least // size + 1)
         y[:, whole:] = x @ w[:, whole:]
     return y

@@ -89,13 +89,24 @@ def test_a_thread_keeps_no_array(monkeypatch, said_to_blas):
 @pytest.mark.parametrize(
     "n_in, n_out", [(40, 120), (8, 3), (1, 2), (65, 1), (20_000, 7), (64, 9001)]
 )
-def test_product_is_the_product(n, n_in, n_out, n_threads):
+def test_product_is_the_product(n, n_in, n_out, n_threads, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARE", 40)
     x, w = normal(n, n_in), normal(n_in, n_out)
     expected = x.astype(np.float64) @ w
     for matrix in w, np.ascontiguousarray(w.T).T:  # the table of tokens is turned
         found = product(x, matrix)
         assert found.dtype == np.float32 and found.shape == (n, n_out)
         np.testing.assert_allclose(found, expected, atol=1e-4 * n_in**0.5)
+
+
+def test_a_small_matrix_is_not_shared(monkeypatch, said_to_blas):
+    monkeypatch.setattr(parallel, "n_threads", 2)
+    for w in normal(256, 768), normal(768, 256).T:
+        for n in 2, 20:
+            product(normal(n, 256), w)
+    assert said_to_blas == []
+    product(normal(2, 768), normal(768, 768))
+    assert said_to_blas == [1, 7]
 
 
 def test_another_blas_gets_the_whole_product(monkeypatch):
@@ -128,7 +139,7 @@ def test_the_heads_of_a_long_prompt_are_shared(monkeypatch, said_to_blas):
 def test_there_are_as_many_threads_as_openblas_was_given(n):
     code = (
         "import parallel, numpy as np\n"
-        "parallel.product(np.ones((2, 64), 'f'), np.ones((64, 640), 'f'))\n"
+        "parallel.product(np.ones((2, 640), 'f'), np.ones((640, 640), 'f'))\n"
         "print(parallel.n_threads, parallel.n_blas_threads, parallel.openblas()[1])\n"
         "print(len(parallel.workers))"
     )
