@@ -8,9 +8,10 @@ docs/speed.md has the figures.
 """
 
 import ctypes
+import os
 import queue
 import threading
-from pathlib import Path
+from glob import escape, glob
 
 import numpy as np
 
@@ -25,11 +26,11 @@ def openblas():
 
     NumPy has no word for it. The library is asked as threadpoolctl does it.
     """
-    numpy = Path(np.__file__).parent
-    for path in [*numpy.parent.glob("numpy.libs/*openblas*"), *numpy.glob(".dylibs/*openblas*")]:
+    folder = escape(os.path.dirname(np.__file__))
+    for path in glob(f"{folder}.libs/*openblas*") + glob(f"{folder}/.dylibs/*openblas*"):
         for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"):
             try:
-                library = ctypes.CDLL(str(path))
+                library = ctypes.CDLL(path)
                 return library[name.format("set")], library[name.format("get")]()
             except (OSError, AttributeError):
                 pass
