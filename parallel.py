@@ -22,7 +22,7 @@ SMALL, SMALL_T = 10**6, 1200  # multiplications, results: of what OpenBLAS calls
 
 
 def openblas():
-    """-> OpenBLAS's function that sets how many threads it has, and how many; or None and 1.
+    """-> OpenBLAS's functions that set and get how many threads it has; of another BLAS None and 1.
 
     NumPy has no word for it. The library is asked as threadpoolctl does it.
     """
@@ -31,21 +31,33 @@ def openblas():
         for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"):
             try:
                 library = ctypes.CDLL(path)
-                return library[name.format("set")], library[name.format("get")]()
+                return library[name.format("set")], library[name.format("get")]
             except (OSError, AttributeError):
                 pass
-    return None, 1
+    return None, lambda: 1
 
 
-set_blas_threads, n_blas_threads = openblas()
-n_threads = min(n_blas_threads, MOST)
+set_blas_threads, get_blas_threads = openblas()
+n_threads = min(get_blas_threads(), MOST)
 jobs, workers = queue.SimpleQueue(), []
+
+
+def forget_workers():
+    """In a process that was forked: it has none of the threads."""
+    global jobs
+    jobs = queue.SimpleQueue()
+    workers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_workers)
 
 
 def in_parallel(work, n, least=1):
     """Call work(part) for slices that together are range(n): one a thread, of at least so many."""
     n_parts = min(n_threads, n // least)
-    if n_parts < 2:
+    n_before = get_blas_threads() if n_parts > 1 else 1  # 1: limited by somebody, or by us just now
+    if n_before < 2:
         work(slice(0, n))
         return
     parts = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
@@ -62,7 +74,7 @@ def in_parallel(work, n, least=1):
             if error := done.get():
                 raise error
     finally:
-        set_blas_threads(n_blas_threads)
+        set_blas_threads(n_before)
 
 
 def take_jobs():

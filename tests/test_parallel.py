@@ -17,8 +17,8 @@ from parallel import FEW, SEVERAL, in_parallel, product
 @pytest.fixture(params=[1, 2, 3])
 def n_threads(request, monkeypatch):
     monkeypatch.setattr(parallel, "n_threads", request.param)
-    if parallel.set_blas_threads is None:
-        monkeypatch.setattr(parallel, "set_blas_threads", lambda n: None)
+    monkeypatch.setattr(parallel, "set_blas_threads", lambda n: None)
+    monkeypatch.setattr(parallel, "get_blas_threads", lambda: 2)
     return request.param
 
 
@@ -26,7 +26,7 @@ def n_threads(request, monkeypatch):
 def said_to_blas(monkeypatch):
     said = []
     monkeypatch.setattr(parallel, "set_blas_threads", said.append)
-    monkeypatch.setattr(parallel, "n_blas_threads", 7)
+    monkeypatch.setattr(parallel, "get_blas_threads", lambda: 7)
     return said
 
 
@@ -68,6 +68,30 @@ def test_an_error_in_any_part_is_raised_and_the_next_work_goes_on(wrong, monkeyp
     assert said_to_blas == [1, 7]
     for _ in range(3):
         in_parallel(lambda part: None, 2)
+
+
+def test_openblas_that_was_limited_later_stays_so(monkeypatch, said_to_blas):
+    monkeypatch.setattr(parallel, "n_threads", 2)
+    monkeypatch.setattr(parallel, "get_blas_threads", lambda: 1)
+    parts = []
+    in_parallel(parts.append, 4)
+    assert parts == [slice(0, 4)] and said_to_blas == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_threads_of_its_own():
+    code = (
+        "import os, sys, parallel\n"
+        "parallel.n_threads, parallel.set_blas_threads = 2, lambda n: None\n"
+        "parallel.get_blas_threads = lambda: 2\n"
+        "parallel.in_parallel(lambda part: None, 2)\n"
+        "child = os.fork()\n"
+        "parallel.in_parallel(lambda part: None, 2)\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "os._exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20)
+    assert done.returncode == 7
 
 
 def test_a_thread_keeps_no_array(monkeypatch, said_to_blas):
@@ -140,7 +164,7 @@ def test_there_are_as_many_threads_as_openblas_was_given(n):
     code = (
         "import parallel, numpy as np\n"
         "parallel.product(np.ones((2, 640), 'f'), np.ones((640, 640), 'f'))\n"
-        "print(parallel.n_threads, parallel.n_blas_threads, parallel.openblas()[1])\n"
+        "print(parallel.n_threads, parallel.get_blas_threads(), parallel.openblas()[1]())\n"
         "print(len(parallel.workers))"
     )
     done = subprocess.run(
