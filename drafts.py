@@ -1,7 +1,7 @@
 """Guesses at what follows in a text, from what stands in it: prompt lookup (Saxena 2023).
 
 Names, quotations and code come back, and a pass over the model that checks a guess of fifteen
-tokens costs less than three of one token. The text stays the same: what is wrong is not taken.
+tokens costs two or three of one token. The text stays the same: what is wrong is not taken.
 Lesson: step 19.
 """
 
@@ -9,8 +9,8 @@ Lesson: step 19.
 class Drafts:
     """The guesses at one text, and how good they were.
 
-    A pass of 8 or 16 rows costs 2 or 3 passes of one (docs/speed.md), so a guess is long, and has
-    to be good: the more often it was wrong, the longer the pause before the next one.
+    A pass of 8 rows costs two passes of one (docs/speed.md), and one that is wrong is soon made up
+    for. But the more often they were wrong, the longer the pause before the next one.
     """
 
     NGRAM = 3  # the last tokens, which are looked up in the text before them
@@ -39,8 +39,8 @@ class Drafts:
             self.n_misses = 0
             self.length = 2 * len(guess) + 1 if n_right == len(guess) else len(guess)
         else:
+            self.length, self.pause = self.FIRST, 2 ** min(self.n_misses, 6) - 1  # 0, 1, 3 … 63
             self.n_misses += 1
-            self.length, self.pause = self.FIRST, 2 ** min(self.n_misses + 1, 6) - 1  # 3, 7 … 63
 
 
 def look_up(text, n, length):

@@ -63,6 +63,7 @@ def tables():
         "fine-tuning": part("train_run", "Fine-tuning 124M"),
         "tricks": part("tricks"),
         "many texts": part("many_texts"),
+        "drafts": part("drafts"),
     }
     for path in ROOT / "README.md", ROOT / "docs" / "speed.md":
         text = path.read_text(encoding="utf-8")
@@ -91,6 +92,7 @@ def main():
                 ["peers.py", vocabulary, "--models", models],
                 ["peers.py", vocabulary, *SIZES],
                 ["breakdown.py", model],
+                ["drafts.py", args.shared],
                 ["tricks.py"],
                 ["train_step.py"],
                 ["train_run.py", text, "--model", model],
