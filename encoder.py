@@ -216,10 +216,12 @@ class Encoder:
     def __init__(self, vocabulary, n_vocab=None):
         self.vocabulary = vocabulary
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-        id_of = {**vocabulary.ids, **{text: token.id for text, token in vocabulary.added.items()}}
-        self.token_of_id = dict(zip(id_of.values(), id_of, strict=True))
-        self.n_vocab = n_vocab or len(id_of)
-        self.eot = id_of[END_OF_TEXT] if id_of.get(END_OF_TEXT, math.inf) < self.n_vocab else None
+        added = {text: token.id for text, token in vocabulary.added.items()}
+        self.token_of_id = dict(zip(vocabulary.ids.values(), vocabulary.ids))
+        self.token_of_id |= {id_: text for text, id_ in added.items()}
+        self.n_vocab = n_vocab or len(self.token_of_id)
+        eot = added.get(END_OF_TEXT, vocabulary.ids.get(END_OF_TEXT, math.inf))
+        self.eot = eot if eot < self.n_vocab else None
         self.ids_of_word, self.bytes_of_id = Memory(self._ids_of_word), Memory(self._bytes_of_id)
         self.added = {text: x for text, x in vocabulary.added.items() if text != END_OF_TEXT}
 

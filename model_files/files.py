@@ -12,9 +12,10 @@ def read_json(path, data=None):
     """-> the dict in a JSON file (or in data, read from it); strict: no duplicate keys, no NaN."""
 
     def unique(pairs):
-        if len(pairs) != len(dict(pairs)):
+        found = dict(pairs)
+        if len(found) != len(pairs):
             raise ValueError("a key occurs twice")
-        return dict(pairs)
+        return found
 
     def refuse(constant):
         raise ValueError(f"{constant} is no JSON")

@@ -34,8 +34,9 @@ def test_each_byte_has_a_visible_character():
     assert all(char.isprintable() and not char.isspace() for char in BYTE_OF_CHAR)
 
 
-def test_the_released_vocabulary_passes_the_check(shared):
+def test_the_released_vocabulary_passes_the_check(shared, monkeypatch):
     """The shortcut for these very files must not hide a fault that the check would find."""
+    monkeypatch.setattr("model_files.vocabulary.check_vocabulary", None)  # not called
     check_vocabulary(*read_vocabulary(shared / "gpt2-vocab")[:2])
 
 
@@ -85,6 +86,13 @@ def test_what_was_read_is_saved_as_it_was_and_what_was_there_goes(vocabulary, tm
     save_vocabulary(vocabulary, saved)  # into the same directory
     assert sorted(os.listdir(saved)) == ["merges.txt", "vocab.json"]
     assert read_vocabulary(saved).ids == vocabulary.ids
+
+
+def test_a_token_is_in_memory_once(vocabulary, tmp_path):
+    save_vocabulary(vocabulary, tmp_path)
+    ids, merges, *_ = read_vocabulary(tmp_path)
+    spelled = {token: token for token in ids}
+    assert merges and all(spelled[token] is token for pair in merges for token in pair)
 
 
 def test_save_fails_whole(vocabulary, tmp_path, monkeypatch):
