@@ -216,12 +216,11 @@ class Encoder:
     def __init__(self, vocabulary, n_vocab=None):
         self.vocabulary = vocabulary
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-        added = {text: token.id for text, token in vocabulary.added.items()}
-        self.token_of_id = dict(zip(vocabulary.ids.values(), vocabulary.ids))
-        self.token_of_id |= {id_: text for text, id_ in added.items()}
-        self.n_vocab = n_vocab or len(self.token_of_id)
-        eot = added.get(END_OF_TEXT, vocabulary.ids.get(END_OF_TEXT, math.inf))
-        self.eot = eot if eot < self.n_vocab else None
+        self.tokens = sorted(vocabulary.ids, key=vocabulary.ids.get)  # by id
+        self.tokens += [text for text in vocabulary.added if text not in vocabulary.ids]
+        self.n_vocab = n_vocab or len(self.tokens)
+        has_eot = END_OF_TEXT in self.tokens[: self.n_vocab]
+        self.eot = self.tokens.index(END_OF_TEXT) if has_eot else None
         self.ids_of_word, self.bytes_of_id = Memory(self._ids_of_word), Memory(self._bytes_of_id)
         self.added = {text: x for text, x in vocabulary.added.items() if text != END_OF_TEXT}
 
@@ -262,7 +261,7 @@ class Encoder:
         for part in split_at_added(text, self.added):
             if not isinstance(part, str):
                 if part.id >= self.n_vocab:
-                    token = self.token_of_id[part.id]
+                    token = self.tokens[part.id]
                     raise ValueError(f"{token!r} is id {part.id}: the model has {self.n_vocab} ids")
                 ids.append(part.id)
             elif self.vocabulary.add_prefix_space and not part.startswith(" "):
@@ -282,7 +281,7 @@ class Encoder:
     def _bytes_of_id(self, id_):
         if not 0 <= id_ < self.n_vocab:
             raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} ids")
-        token = self.token_of_id.get(id_, "")
+        token = self.tokens[id_] if id_ < len(self.tokens) else ""
         if not BYTE_OF_CHAR.keys() >= set(token):
             return token.encode("utf-8", "surrogatepass")
         return bytes(BYTE_OF_CHAR[char] for char in token)

@@ -323,7 +323,7 @@ def accept(logits, guess, ids, start, sampler):  # [1 + len(guess), n_vocab]
     (id, its logits), and append the id. start: the first of the ids that the model sees."""
     for row, guessed in zip_longest(logits, guess):
         ids.append(sampler.choose(row, ids[start:]))
-        yield ids[-1], row
+        yield ids[-1], row.copy()  # a view would keep all rows through the next pass
         if ids[-1] != guessed:  # or there is no guess: zip_longest's None
             break
 

@@ -506,6 +506,12 @@ def test_drafts_of_a_text_that_repeats_are_taken(cycles, monkeypatch):
     assert max(n for n, n_past in passes if n_past) == gpt2.Drafts.LONGEST + 1 == 32
 
 
+def test_the_logits_of_a_token_keep_those_of_no_other_in_memory(cycles):
+    params, hparams = cycles
+    chosen = gpt2.choices([7] * 20, params, hparams, 50, gpt2.Sampler(), gpt2.Drafts())
+    assert all(logits.base is None for _, logits in chosen)
+
+
 def test_a_draft_ends_with_the_text_at_eos(cycles):
     params, hparams = cycles
     plain = tokens(params, [7] * 20, 100, hparams, drafts=gpt2.Drafts(longest=0))
