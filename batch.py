@@ -49,6 +49,7 @@ from gpt2 import (
     linear,
     new_cache,
     product,
+    softmax,
     window_start,
 )
 
@@ -120,16 +121,35 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, n_head, eps):
 
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
-    e = x.shape[1]
-    qkv, y = linear(x, **c_attn), np.empty_like(x)  # [n, 3e], [n, e]
+    n, e = x.shape
+    qkv, y = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head), np.empty_like(x)
+    single = []  # row, keys, values of the texts that have one new id
     for text, mine in zip(texts, rows):
         m = len(text.new)
-        its = qkv[mine].reshape(m, 3, n_head, e // n_head).transpose(1, 2, 0, 3)  # [3, h, m, d]
+        its = qkv[mine].transpose(1, 2, 0, 3)  # [3, h, m, d]
         cache = text.cache[layer]  # [2, h, room, d]
         cache[:, :, text.n_past : text.n_past + m] = its[1:]
         k, v = cache[:, :, : text.n_past + m]
-        y[mine] = attention(its[0], k, v).swapaxes(0, 1).reshape(m, e)
+        if m == 1:
+            single.append((mine.start, k, v))
+        else:
+            y[mine] = attention(its[0], k, v).swapaxes(0, 1).reshape(m, e)
+    if single:
+        of, keys, values = map(list, zip(*single))
+        y[of] = attention_many(qkv[of, 0], keys, values).reshape(-1, e)
     return linear(y, **c_proj)
+
+
+def attention_many(q, keys, values):  # [t, h, d], t of [h, n_past + 1, d] twice -> [t, h, d]
+    """attention of one row for each of t texts. One softmax for all of them saves a quarter."""
+    q, y = q[:, :, None] * (1 / math.sqrt(q.shape[-1])), np.empty_like(q)
+    scores = np.full((*q.shape[:3], max(k.shape[1] for k in keys)), -np.inf, np.float32)
+    for i, k in enumerate(keys):
+        np.matmul(q[i], k.swapaxes(1, 2), out=scores[i, ..., : k.shape[1]])
+    weights = softmax(scores)
+    for i, v in enumerate(values):
+        np.matmul(weights[i, ..., : v.shape[1]], v, out=y[i, :, None])
+    return y
 
 
 def choices_many(next_text, params, hparams, batch_size=BATCH_SIZE):
