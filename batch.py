@@ -53,7 +53,7 @@ from gpt2 import (
     window_start,
 )
 
-BATCH_SIZE = 32  # texts at once
+BATCH_SIZE = 64  # texts at once: a third faster than 32, for 140 MB more
 DRAFT_ROWS = 32  # of a pass, shared by the texts that are being continued
 PROMPT_ROWS = 256  # of a pass, so that a long prompt does not stop the other texts
 CACHE_BYTES = 2**30  # of all caches together, unless one alone needs more
