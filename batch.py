@@ -122,7 +122,8 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, n_head, eps):
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
     n, e = x.shape
-    qkv, y = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head), np.empty_like(x)
+    qkv = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head)  # [n, 3e] -> [n, 3, h, d]
+    y = np.empty_like(x)
     single = []  # row, keys, values of the texts that have one new id
     for text, mine in zip(texts, rows):
         m = len(text.new)
@@ -135,14 +136,15 @@ def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
         else:
             y[mine] = attention(its[0], k, v).swapaxes(0, 1).reshape(m, e)
     if single:
-        of, keys, values = map(list, zip(*single))
-        y[of] = attention_many(qkv[of, 0], keys, values).reshape(-1, e)
+        places, keys, values = map(list, zip(*single))
+        y[places] = attention_many(qkv[places, 0], keys, values).reshape(-1, e)
     return linear(y, **c_proj)
 
 
 def attention_many(q, keys, values):  # [t, h, d], t of [h, n_past + 1, d] twice -> [t, h, d]
-    """attention of one row for each of t texts. One softmax for all of them saves a quarter."""
-    q, y = q[:, :, None] * (1 / math.sqrt(q.shape[-1])), np.empty_like(q)
+    """attention of one row for each of t texts. A softmax for all of them takes a quarter off the
+    time: so short rows are filled up with -inf, whose weight is 0."""
+    q, y = q[:, :, None] * (1 / math.sqrt(q.shape[-1])), np.empty_like(q)  # q: [t, h, 1, d]
     scores = np.full((*q.shape[:3], max(k.shape[1] for k in keys)), -np.inf, np.float32)
     for i, k in enumerate(keys):
         np.matmul(q[i], k.swapaxes(1, 2), out=scores[i, ..., : k.shape[1]])

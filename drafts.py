@@ -9,8 +9,8 @@ Lesson: step 19.
 class Drafts:
     """The guesses at one text, and how good they were.
 
-    A pass of 8 rows costs two passes of one (docs/speed.md), and one that is wrong is soon made up
-    for. But the more often they were wrong, the longer the pause before the next one.
+    A pass that checks seven tokens costs less than two passes of one (docs/speed.md), so a wrong
+    guess is soon made up for. But the more of them are wrong, the longer the pause before the next.
     """
 
     NGRAM = 3  # the last tokens, which are looked up in the text before them

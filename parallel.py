@@ -100,10 +100,10 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
     (n, n_in), n_out = x.shape, w.shape[1]
     if set_blas_threads is None or not 1 < n <= SEVERAL:
         return x @ w
-    y, least = np.empty((n, n_out), x.dtype), SHARE // n_in + 1
+    y, least = np.empty((n, n_out), x.dtype), SHARE // n_in + 1  # columns, for a thread
     if n > FEW and w.flags.c_contiguous:
         in_parallel(lambda part: np.matmul(x, w[:, part], out=y[:, part]), n_out, least)
-    elif w.flags.c_contiguous:  # [in, out] -> [pieces, size, out]
+    elif w.flags.c_contiguous:  # [pieces, n, size] @ [pieces, size, out], and the sum of the pieces
         n_columns = -(-n_out // max(1, min(n_threads, n_out // least)))  # of a core
         size = max(1, min(64, SMALL // (n * n_columns)))  # longer pieces are not faster
         whole = n_in // size * size

@@ -68,15 +68,14 @@ def pieces(paths, encoder):
 
 def speed(ids, rule, costs):
     """-> how often as fast the ids come as one a pass."""
-    found, seconds, rows = rule(), 0.0, sorted(costs)
-    n = N_PROMPT
+    found, cost, rows, n = rule(), 0.0, sorted(costs), N_PROMPT  # cost: in passes of one row
     while n < len(ids):
         guess = found.guess(ids[:n], len(ids) - n - 1)
         n_right = sum(np.cumprod([a == b for a, b in zip(guess, ids[n:])], dtype=int))
-        seconds += np.interp(1 + len(guess), rows, [costs[n] for n in rows])
+        cost += np.interp(1 + len(guess), rows, [costs[row] for row in rows])
         n += 1 + int(n_right)
         found.judge(guess, n_right)
-    return (len(ids) - N_PROMPT) / seconds
+    return (len(ids) - N_PROMPT) / cost
 
 
 def main():

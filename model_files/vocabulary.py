@@ -50,8 +50,9 @@ class Vocabulary(NamedTuple):
     """What the files say.
 
     ids: {spelled token: id}; merges: [(spelled token, spelled token)], the first comes first;
-    added: {literal text: AddedToken}, some of which are in ids, too; add_prefix_space: each part of
-    a text begins with a space; files: {name: bytes}, none where it was learned.
+    added: {literal text: AddedToken}, of which those that are not in ids, too, have the ids that
+    come next; add_prefix_space: each part of a text begins with a space; files: {name: bytes}, none
+    where it was learned.
     """
 
     ids: dict

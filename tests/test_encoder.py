@@ -179,6 +179,14 @@ def test_an_added_token_that_the_model_has_not_is_an_error_where_it_stands():
         encoder.encode("a<y>")
 
 
+def test_a_vocabulary_may_name_its_tokens_in_any_order(small):
+    vocabulary = small.vocabulary
+    backwards = room.Encoder(vocabulary._replace(ids=dict(reversed(vocabulary.ids.items()))))
+    ids = small.encode("low and slow, low again")
+    assert backwards.encode("low and slow, low again") == ids and len(ids) > 3
+    assert backwards.decode(ids) == "low and slow, low again" and backwards.eot == small.eot
+
+
 def test_bytes_without_merges():
     plain = learn_bpe(["some text"], 257)
     assert (plain.vocabulary.merges, plain.n_vocab, plain.eot) == ([], 257, 0)

@@ -78,6 +78,15 @@ def test_openblas_that_was_limited_later_stays_so(monkeypatch, said_to_blas):
     assert parts == [slice(0, 4)] and said_to_blas == []
 
 
+@pytest.mark.parametrize("given, found", [(None, "20"), ("26", "26")])
+def test_a_command_lets_the_threads_of_openblas_sleep_soon(given, found):
+    code = "import os, startup; startup.begin(); print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    env = {name: x for name, x in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    env |= {"OPENBLAS_THREAD_TIMEOUT": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert done.stdout.decode().strip() == found
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_has_threads_of_its_own():
     code = (
