@@ -1,194 +1,220 @@
-"""Many texts in one pass, and the command that completes many prompts.
+"""Many texts in one pass over the model, and the command that completes many prompts.
 
     python batch.py prompts.txt --model_size shakespeare
 
-A pass over the model reads all its weights from memory, and one row of one text waits for that, not
-for the arithmetic: sixteen rows cost two or three times as much as one. So the rows of all texts go
-through embedding, layer norm, linear and MLP together. Only attention tells the texts apart: each
-has its own cache, its own length and its own window. Nothing is padded, and when a text ends, the
-next one takes its place.
+A pass over the model reads all its weights from memory. With a single row that takes longer than
+the arithmetic, so sixteen rows take only two or three times as long as one. Therefore the rows of
+all texts go through embedding, layer norm, linear and MLP together. Only attention tells the texts
+apart: each has its own cache, its own length and its own window. No row is wasted on padding, and
+when a text ends, the next one takes its place.
 
-A text's tokens are those that gpt2.py gives it alone, whatever its neighbours: each has its own
-random numbers. (A product of other rows rounds otherwise in the last digit, so two choices that are
-as good as equal may change places: docs/speed.md counts how often.)
+Each text gets the tokens that gpt2.py would give it alone, and has a random generator of its own.
+(Products with other rows may round the last digit differently, so two nearly tied tokens may change
+places: docs/speed.md says how often.)
 """
-
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "regex>=2024.11.6", "requests", "tqdm"]
-# ///
-
-if __name__ == "__main__":
-    import startup
-
-    startup.begin()
 
 import json
 import math
 import numbers
+import os
 import queue
 import sys
 import threading
 import time
 from typing import NamedTuple
 
+if __name__ == "__main__":
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # see gpt2.py
+
 import numpy as np
 from tqdm import tqdm
 
-import command
-from completion import Completion, prompt_ids
-from drafts import Drafts
+import cli
+from fast import Drafts, product
 from gpt2 import (
     Sampler,
-    accept,
     attention,
-    check,
-    checked,
+    check_inputs,
+    check_number,
+    extend,
     ffn,
     layer_norm,
     linear,
+    log_probability,
     new_cache,
-    product,
+    next_window,
     softmax,
-    window_start,
+    split_heads,
+    verify,
 )
+from utils import load_encoder_hparams_and_params
 
-BATCH_SIZE = 64  # texts at once: a third faster than 32, for 140 MB more
-DRAFT_ROWS = 32  # of a pass, shared by the texts that are being continued
-PROMPT_ROWS = 256  # of a pass, so that a long prompt does not stop the other texts
-CACHE_BYTES = 2**30  # of all caches together, unless one alone needs more
-MOST_WAITING = 1024  # lines that were read, and lines that wait for an earlier one
+BATCH_SIZE = 64  # texts at once; a third faster than 32, for 140 MB more
+DRAFT_ROWS = 32  # rows of a pass, shared by the texts that are being continued
+PROMPT_ROWS = 256  # rows of a pass for prompts, so that a long one does not stop the other texts
+CACHE_BYTES = 2**30  # for all caches together, unless a single one needs more
+MAX_WAITING = 1024  # lines read ahead, and lines of output that wait for an earlier one
 
-# ================================================================================================
-# The model, for many texts
-# ================================================================================================
+# ==== The model, for many texts =================================================================
 
 
 class Text:
-    """A text on its way: its ids, and the keys and values of those that the model has seen.
+    """A text that grows. gpt2.continuation keeps the same things in its local variables.
 
-    over: may be set by whoever wants no more of it. name: what its owner knows it by.
+    name            the caller's identifier
+    ids, end        its ids so far; how many it will have when it ends
+    over            set it to True to end the text
+    start, n_past   where the window of ids that the model sees starts; how many are in the cache
+    new             the ids that go through the model next
+    n_logits        for how many of the new ids, always the last, logits are needed; 0 in a prompt
+    draft           those of the new ids that are a guess
     """
 
     def __init__(self, ids, n_tokens, sampler, hparams, name):
         self.name = name
-        self.ids, self.sampler, self.n_ctx = list(ids), sampler, hparams["n_ctx"]
+        self.ids = list(ids)
         self.end = math.inf if n_tokens is None else len(ids) + n_tokens
-        self.over = len(ids) == self.end
-        self.start, self.n_past, self.cache = 0, 0, None  # the window's first id; ids in the cache
-        self.drafts, self.guess, self.new, self.n_logits = Drafts(), [], [], 0
+        self.over = len(self.ids) == self.end
+        self.sampler, self.drafts = sampler, Drafts()
+        self.n_ctx = hparams["n_ctx"]
+        self.cache = None  # gets its memory when the text's turn comes
+        self.start, self.n_past = 0, 0
+        self.new, self.draft, self.n_logits = [], [], 0
 
-    def take_rows(self, n_prompt, n_draft):
-        """Decide which ids go through the model next: new, the last n_logits of them to choose
-        from; -> how many are of a prompt, n_prompt at most."""
-        start = window_start(len(self.ids), self.n_ctx)
-        if start != self.start:
-            self.start, self.n_past = start, 0
-        self.new, self.guess, self.n_logits = self.ids[start + self.n_past :], [], 1
-        if len(self.new) > 1 and len(self.new) > n_prompt:
-            self.new, self.n_logits = self.new[:n_prompt], 0
-        elif len(self.new) == 1:
-            seen = len(self.ids) - start
-            room = min(self.end - len(self.ids) - 1, self.n_ctx - seen, n_draft - 1)
-            self.guess = self.drafts.guess(self.ids, room)
-            self.new, self.n_logits = self.new + self.guess, 1 + len(self.guess)
+    def choose_rows(self, n_prompt, n_draft):
+        """Decide which ids go through the model next, and return how many of them are of a prompt.
+
+        n_prompt: rows of the pass left for prompts; n_draft: rows for a text that is continued.
+        """
+        if len(self.ids) - self.start > self.n_ctx:
+            self.start = next_window(self.start, len(self.ids), self.n_ctx)
+            self.n_past = 0
+        window = self.ids[self.start :]
+        self.new, self.draft = window[self.n_past :], []
+        if len(self.new) == 1:  # all others are in the cache: draft what follows the text
+            room = min(self.n_ctx - len(window), self.end - len(self.ids) - 1, n_draft - 1)
+            self.draft = self.drafts.draft(self.ids, room)
+            self.new += self.draft
+            self.n_logits = 1 + len(self.draft)
             return 0
+        self.n_logits = 1 if len(self.new) <= n_prompt else 0  # 1 if this pass ends the prompt
+        self.new = self.new[:n_prompt]
         return len(self.new)
 
-    def choose(self, logits):  # [n_logits, n_vocab]
-        """Yield (id, its logits) of what follows, as gpt2.choices does."""
-        n_before = len(self.ids)
-        if self.n_logits:
-            yield from accept(logits, self.guess, self.ids, self.start, self.sampler)
-            self.drafts.judge(self.guess, len(self.ids) - n_before - 1)
-        self.n_past = min(self.n_past + len(self.new), len(self.ids) - 1 - self.start)
-        self.over = self.over or len(self.ids) >= self.end
+    def choose_ids(self, logits):  # [n_logits, n_vocab]
+        """Append the ids that follow, and yield (id, the logits from which it was chosen)."""
+        if self.n_logits == 0:  # a piece of a prompt
+            self.n_past += len(self.new)
+            return
+        window = self.ids[self.start :]
+        for id_, row in verify(self.draft, logits, window, self.sampler):
+            self.ids.append(id_)
+            yield id_, row
+        self.n_past = len(self.ids) - self.start - 1
+        self.drafts.update(self.draft, n_accepted=self.n_past - len(window))
+        self.over = self.over or len(self.ids) == self.end
 
 
-def gpt2_many(texts, wte, wpe, blocks, ln_f, n_head, eps):
-    """Logits of what follows the new ids of each text: -> [sum of n_logits, n_vocab]."""
+def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams):  # -> [sum of n_logits, n_vocab]
+    """Return the logits that follow the new ids of each text; gpt2.gpt2 for many texts."""
+    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
     ends = np.cumsum([len(text.new) for text in texts])
     rows = [slice(end - len(text.new), end) for text, end in zip(texts, ends)]
     ids = np.concatenate([text.new for text in texts])
     positions = np.concatenate([text.n_past + np.arange(len(text.new)) for text in texts])
-    x = wte[ids] + wpe[positions]  # [n] -> [n, e], all texts one below the other
+    x = wte[ids] + wpe[positions]  # [n] -> [n, e], the rows of one text after those of another
     for i, block in enumerate(blocks):
         y = layer_norm(x, **block["ln_1"], eps=eps)
         x += mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
         x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
-    last = np.concatenate([np.arange(end - t.n_logits, end) for t, end in zip(texts, ends)])
+    last = np.concatenate([np.arange(end - text.n_logits, end) for text, end in zip(texts, ends)])
     return product(layer_norm(x[last], **ln_f, eps=eps), wte.T)
 
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
-    n, e = x.shape
-    qkv = linear(x, **c_attn).reshape(n, 3, n_head, e // n_head)  # [n, 3e] -> [n, 3, h, d]
+    """Return gpt2.mha for the rows of each text. rows: the slice of x for each text."""
+    qkv = linear(x, **c_attn)  # [n, 3e]
     y = np.empty_like(x)
-    single = []  # row, keys, values of the texts that have one new id
-    for text, mine in zip(texts, rows):
-        m = len(text.new)
-        its = qkv[mine].transpose(1, 2, 0, 3)  # [3, h, m, d]
-        cache = text.cache[layer]  # [2, h, room, d]
-        cache[:, :, text.n_past : text.n_past + m] = its[1:]
-        k, v = cache[:, :, : text.n_past + m]
-        if m == 1:
-            single.append((mine.start, k, v))
+    single_rows, queries, keys, values = [], [], [], []  # of texts with a single new id
+    for text, part in zip(texts, rows):
+        q, k, v = split_heads(qkv[part], n_head)  # three times [h, m, d]
+        k, v = extend(text.cache[layer], text.n_past, k, v)
+        if len(text.new) == 1:
+            single_rows.append(part.start)
+            queries.append(q)
+            keys.append(k)
+            values.append(v)
         else:
-            y[mine] = attention(its[0], k, v).swapaxes(0, 1).reshape(m, e)
-    if single:
-        places, keys, values = map(list, zip(*single))
-        y[places] = attention_many(qkv[places, 0], keys, values).reshape(-1, e)
+            y[part] = attention(q, k, v).swapaxes(0, 1).reshape(len(text.new), -1)
+    if single_rows:
+        y[single_rows] = attention_many(np.stack(queries), keys, values).reshape(-1, x.shape[1])
     return linear(y, **c_proj)
 
 
-def attention_many(q, keys, values):  # [t, h, d], t of [h, n_past + 1, d] twice -> [t, h, d]
-    """attention of one row for each of t texts. A softmax for all of them takes a quarter off the
-    time: so short rows are filled up with -inf, whose weight is 0."""
-    q, y = q[:, :, None] * (1 / math.sqrt(q.shape[-1])), np.empty_like(q)  # q: [t, h, 1, d]
-    scores = np.full((*q.shape[:3], max(k.shape[1] for k in keys)), -np.inf, np.float32)
+def attention_many(q, keys, values):  # -> [t, h, 1, d]
+    """Return gpt2.attention for one row of each of t texts.
+
+    q: [t, h, 1, d]; keys, values: lists of t arrays [h, n_past + 1, d].
+
+    One softmax for all texts saves a quarter of the time. For that, all rows of scores get the same
+    length: they are filled up with -inf, of which softmax makes 0.
+    """
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    n_keys = max(k.shape[1] for k in keys)
+    scores = np.full((*q.shape[:3], n_keys), -np.inf, np.float32)  # [t, h, 1, n_keys]
     for i, k in enumerate(keys):
         np.matmul(q[i], k.swapaxes(1, 2), out=scores[i, ..., : k.shape[1]])
-    weights = softmax(scores)
+    p = softmax(scores)
+    y = np.empty_like(q)
     for i, v in enumerate(values):
-        np.matmul(weights[i, ..., : v.shape[1]], v, out=y[i, :, None])
+        np.matmul(p[i, ..., : v.shape[1]], v, out=y[i])
     return y
 
 
-def choices_many(next_text, params, hparams, batch_size=BATCH_SIZE):
-    """Iterator of (text, id, the logits that it was chosen from), in whatever order they come.
+def continuations(next_text, params, hparams, batch_size):
+    """Yield (text, id, the logits [n_vocab] from which it was chosen), in the order of the passes.
 
-    The last one of a text has None in place of an id. An end of text is an id, and ends the text.
-    next_text(idle): a Text, or None where there is none yet; idle: there is nothing else to do, so
-    None means that there will be none.
+    After its last id, a text comes once more with None and None. An end-of-text token ends a text.
+    next_text(wait) returns the next Text, or None if none is ready; if wait is true, it waits for
+    one, and None means that there are no more.
     """
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    texts, text = [], None
+    texts, next_one = [], None
     while True:
-        while len(texts) < batch_size and (text := text or next_text(not texts)):
-            room = min(text.end, text.n_ctx)
-            n_bytes = 8 * room * hparams["n_layer"] * hparams["n_embd"]  # two float32 each
-            if texts and n_bytes + sum(other.cache.nbytes for other in texts) > CACHE_BYTES:
+        while len(texts) < batch_size:
+            if next_one is None:
+                next_one = next_text(wait=not texts)
+            if next_one is None or not fits_in_memory(next_one, texts, hparams):
                 break
-            text.cache = new_cache(room, **hparams)
-            texts.append(text)
-            text = None  # the next one, then
+            next_one.cache = new_cache(min(next_one.end, next_one.n_ctx), hparams)
+            texts.append(next_one)
+            next_one = None
         if not texts:
             return
-        yield from one_pass([text for text in texts if not text.over], model, hparams)
+        yield from one_pass([text for text in texts if not text.over], params, hparams)
         yield from ((text, None, None) for text in texts if text.over)
         texts = [text for text in texts if not text.over]
 
 
-def one_pass(texts, model, hparams):
-    """All texts a step further: yield (text, id, logits)."""
-    n_prompt, n_draft = PROMPT_ROWS, max(1, DRAFT_ROWS // max(1, len(texts)))
+def fits_in_memory(text, others, hparams):
+    """Return whether there is room for a text's cache. Without others there always is."""
+    n_max = min(text.end, text.n_ctx)
+    n_bytes = 8 * n_max * hparams["n_layer"] * hparams["n_embd"]  # keys and values of float32
+    return not others or n_bytes + sum(other.cache.nbytes for other in others) <= CACHE_BYTES
+
+
+def one_pass(texts, params, hparams):
+    """Send the next ids of all texts through the model: yield (text, id, its logits)."""
+    n_prompt = PROMPT_ROWS
+    n_draft = max(1, DRAFT_ROWS // max(1, len(texts)))
     for text in texts:
-        n_prompt -= text.take_rows(n_prompt, n_draft)
-    texts = [text for text in texts if text.new]
-    logits = gpt2_many(texts, **model) if texts else []
-    for text in texts:
-        mine, logits = logits[: text.n_logits], logits[text.n_logits :]
-        for id_, row in text.choose(mine):
+        n_prompt -= text.choose_rows(n_prompt, n_draft)
+    texts = [text for text in texts if text.new]  # the others wait for rows for their prompt
+    if not texts:
+        return
+    logits = gpt2_many(texts, **params, hparams=hparams)
+    ends = np.cumsum([text.n_logits for text in texts])
+    for text, end in zip(texts, ends):
+        for id_, row in text.choose_ids(logits[end - text.n_logits : end]):
             yield text, id_, row
             if text.over or id_ in hparams["eos_token_ids"]:
                 text.over = True
@@ -196,133 +222,149 @@ def one_pass(texts, model, hparams):
 
 
 def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE, **sampling):
-    """Iterator of (number of the prompt, id): each prompt gets the ids that generate gives it."""
+    """Return an iterator of (number of the prompt, id): each prompt gets the ids of gpt2.generate.
+
+    prompts: an iterable of lists of ids. ValueError if an argument is out of range.
+    """
+    check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
+    check_number("batch_size", batch_size or 0, 1, kind=numbers.Integral)  # None is refused, too
+    Sampler(**sampling)  # checks the options
     numbered = enumerate(prompts)
 
-    def next_text(idle):
-        for number, ids in numbered:
-            ids = checked(ids, params, hparams)
-            return Text(ids, n_tokens, Sampler(**sampling), hparams, number)
+    def next_text(wait):
+        number, ids = next(numbered, (None, None))
+        if number is None:
+            return None
+        ids = check_inputs(ids, params, hparams)
+        return Text(ids, n_tokens, Sampler(**sampling), hparams, number)
 
-    for text, id_, _ in choices_many(next_text, params, hparams, batch_size):
-        if id_ is not None and id_ not in hparams["eos_token_ids"]:
-            yield text.name, id_
+    steps = continuations(next_text, params, hparams, batch_size)
+    eos_token_ids = {None, *hparams["eos_token_ids"]}
+    return ((text.name, id_) for text, id_, _ in steps if id_ not in eos_token_ids)
 
 
-# ================================================================================================
-# The command line
-# ================================================================================================
+# ==== The command ===============================================================================
 
 
 class Job(NamedTuple):
-    """A completion that was asked for. about: what its object begins with."""
+    """A completion on its way. number: its place in the output; about: the first entries of its
+    JSON object, from "line" to "seed"; start: when it began."""
 
     number: int
     about: dict
-    completion: Completion
-    start: float
+    completion: cli.Completion
+    start: float  # seconds
 
 
 class Jobs:
-    """From lines of prompts to Texts, and from what becomes of them to lines, in the same order."""
+    """Turn lines of input into Texts, and what becomes of them into lines of output, in order."""
 
     def __init__(self, lines, args, encoder, hparams):
         self.lines, self.args, self.encoder, self.hparams = lines, args, encoder, hparams
-        self.as_json, self.waiting = None, []  # Texts of the line that was read last
-        self.n_jobs = self.n_printed = self.n_bad = 0
-        self.done = {}  # lines to be printed, by the number of the job
+        self.is_json = None  # not known before the first line
+        self.texts = []  # the samples of the last line that have not started
+        self.done = {}  # {number: line of output} that waits for an earlier one
+        self.n_jobs, self.n_printed, self.n_bad = 0, 0, 0
 
-    def next_text(self, idle):
-        """As choices_many wants it."""
-        while not self.waiting:
-            if not idle and self.n_jobs - self.n_printed > MOST_WAITING:
+    def next_text(self, wait):
+        """Return a Text or None, as continuations expects it."""
+        while not self.texts:
+            if not wait and self.n_jobs - self.n_printed > MAX_WAITING:
                 return None
             try:
-                number, line = self.lines.get(block=idle)
+                number, line = self.lines.get(block=wait)
             except queue.Empty:
                 return None
-            if isinstance(line, OSError):
+            if isinstance(line, Exception):
                 raise line
-            if line is None:  # the end
-                self.lines.put((number, line))  # there may be another question
+            if line is None:  # the end of the input
+                self.lines.put((number, line))  # for the next call
                 return None
             self.open(number, line)
-        return self.waiting.pop(0)
+        return self.texts.pop(0)
 
     def open(self, number, line):
         """Make the Texts of a line, or its object with an error."""
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             prompt, n_tokens, seed = self.parse(text)
-            ids = prompt_ids(prompt, self.encoder, self.hparams, f"line {number}")
-        except ValueError as error:  # so is what is not UTF-8, or not JSON
+            ids = cli.prompt_ids(prompt, self.encoder, self.hparams, f"line {number}")
+        except ValueError as error:  # invalid UTF-8 and invalid JSON are ValueErrors, too
             self.n_bad += 1
-            said = {"line": number, "error": str(error)}
-            return self.finish(self.next_number(), json.dumps(said, ensure_ascii=False))
+            message = json.dumps({"line": number, "error": str(error)}, ensure_ascii=False)
+            self.finish(self.next_number(), message)
+            return
         for sample in range(self.args.n_samples):
             sampler = Sampler(**{**self.args.sampling, "seed": seed})
-            seed = sampler.seed  # where none was given, the samples of a prompt share the first's
-            if sample:
+            seed = sampler.seed  # which was chosen at random for the first one, if none was given
+            if sample > 0:  # from the same seed, each sample derives random numbers of its own
                 sequence = np.random.SeedSequence(seed, spawn_key=(sample,))
                 sampler.rng = np.random.default_rng(sequence)
             about = {"line": number, "prompt": prompt, "sample": sample, "seed": seed}
-            ends, stops = self.hparams["eos_token_ids"], self.args.stop
-            completion = Completion(self.encoder, ends, stops, scored=True)
+            completion = cli.Completion(self.encoder, self.hparams["eos_token_ids"], self.args.stop)
             job = Job(self.next_number(), about, completion, time.perf_counter())
-            n = None if n_tokens < 0 else n_tokens
-            self.waiting.append(Text(ids, n, sampler, self.hparams, job))
+            n_max = None if n_tokens < 0 else n_tokens
+            self.texts.append(Text(ids, n_max, sampler, self.hparams, job))
 
     def parse(self, line):
-        """-> prompt, number of tokens, seed; ValueError if the line is no prompt."""
+        """Return prompt, number of tokens and seed of a line; ValueError if it is not a prompt."""
         line = line.removesuffix("\n").removesuffix("\r")
-        if self.as_json is None:  # the first line decides
-            try:
-                self.as_json = isinstance(json.loads(line)["prompt"], str)
-            except (ValueError, TypeError, LookupError):
-                self.as_json = False
-        told = json.loads(line) if self.as_json else {"prompt": line}
-        if not isinstance(told, dict) or not isinstance(told.get("prompt"), str):
-            raise ValueError('no object with a text "prompt"')
-        told = {"n_tokens": self.args.n_tokens_to_generate, "seed": self.args.seed, **told}
-        check("n_tokens", told["n_tokens"], -1, kind=numbers.Integral)
-        check("seed", told["seed"] or 0, 0, kind=numbers.Integral)
-        return told["prompt"], told["n_tokens"], told["seed"]
+        if self.is_json is None:
+            self.is_json = is_json_prompt(line)
+        options = {"n_tokens": self.args.n_tokens_to_generate, "seed": self.args.seed}
+        if not self.is_json:
+            return line, options["n_tokens"], options["seed"]
+        found = json.loads(line)
+        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+            raise ValueError('not an object with a text "prompt"')
+        options |= {name: value for name, value in found.items() if value is not None}
+        check_number("n_tokens", options["n_tokens"], -1, kind=numbers.Integral)
+        check_number("seed", options["seed"], 0, kind=numbers.Integral)
+        return options["prompt"], options["n_tokens"], options["seed"]
 
     def next_number(self):
         self.n_jobs += 1
         return self.n_jobs - 1
 
     def add(self, text, id_, logits):
-        """What choices_many says of a text."""
+        """Add what continuations has yielded."""
         job = text.name
         if id_ is not None:
-            job.completion.add(id_, logits)
+            job.completion.add(id_, log_probability(logits, id_))
             text.over = job.completion.ended != "length"
-        else:
-            seconds = round(time.perf_counter() - job.start, 3)
-            self.finish(job.number, job.completion.as_json(**job.about, seconds=seconds))
+            return
+        seconds = round(time.perf_counter() - job.start, 3)
+        self.finish(job.number, job.completion.as_json(**job.about, seconds=seconds))
 
     def finish(self, number, line):
-        """Print the line, and those that waited for it; or let it wait for those before it."""
+        """Print a line of output and those that waited for it, unless it has to wait itself."""
         self.done[number] = line
         while self.n_printed in self.done:
-            command.print_line(self.done.pop(self.n_printed))
+            cli.print_line(self.done.pop(self.n_printed))
             self.n_printed += 1
 
 
-def read_lines(path):
-    """-> a queue of (number, line in bytes), and of (0, None) at the end, or (0, an OSError).
+def is_json_prompt(line):
+    """Return whether a line is an object with a text "prompt". The first line decides for all."""
+    try:
+        return isinstance(json.loads(line)["prompt"], str)
+    except (ValueError, TypeError, LookupError):
+        return False
 
-    A thread reads, so that what is there can be completed while the rest is waited for.
+
+def read_lines(path):
+    """Return a queue of (number, line in bytes), then (0, None) at the end or (0, an exception).
+
+    A thread reads, so that prompts are completed while others are still awaited.
     """
-    lines, file = queue.Queue(MOST_WAITING), command.open_bytes(path)
+    lines, file = queue.Queue(MAX_WAITING), cli.open_bytes(path)
 
     def read():
         try:
-            for number_and_line in enumerate(file, 1):
-                lines.put(number_and_line)
+            for number, line in enumerate(file, 1):
+                lines.put((number, line))
             lines.put((0, None))
-        except OSError as error:
+        except Exception as error:
             lines.put((0, error))
 
     threading.Thread(target=read, daemon=True).start()
@@ -330,56 +372,59 @@ def read_lines(path):
 
 
 def parser():
-    options = command.new_parser(
+    """Return the parser of the command's options."""
+    parser = cli.new_parser(
         "batch.py",
-        "Complete many prompts. Standard output gets an object in a line for each, in their order.",
+        "Complete many prompts. Standard output gets one JSON object per line for each, in order.",
     )
-    add, whole = options.add_argument, command.number(int, 1)
-    add(
+    parser.add_argument(
         "prompts",
-        help='a file with a prompt a line, or JSON lines with a "prompt" and, if they are there, '
-        '"n_tokens" and "seed"; - reads standard input, line by line as they come',
+        help='a file with one prompt per line, or JSON lines with "prompt" and optionally '
+        '"n_tokens" and "seed"; - reads standard input, line by line as they arrive',
     )
-    add(
+    parser.add_argument(
         "--n_samples",
-        type=whole,
+        type=cli.number(int, 1),
         default=1,
         metavar="N",
-        help="continuations of each prompt, drawn one by one; above 1 the temperature is 1 unless "
-        "given (1)",
+        help="sample N continuations of each prompt; above 1 the temperature is 1 unless given (1)",
     )
-    add(
+    parser.add_argument(
         "--batch_size",
-        type=whole,
+        type=cli.number(int, 1),
         default=BATCH_SIZE,
         metavar="N",
-        help=f"texts in a pass over the model; changes the time and not the texts ({BATCH_SIZE})",
+        help=f"texts per pass over the model; changes the time and not the texts ({BATCH_SIZE})",
     )
-    command.completion_options(options)
-    return options
+    cli.add_completion_options(parser)
+    return parser
 
 
 def work(args):
     """Load the model, and complete every prompt."""
-    args.sampling = command.sampling(args)
-    if args.n_samples > 1 and args.temperature == 0:
-        raise command.WrongUsage("--n_samples are drawn, and --temperature 0 draws nothing")
-    if args.n_samples > 1 and args.temperature is None:
-        args.sampling["temperature"] = 1.0
+    args.sampling = cli.sampling_options(args)
+    if args.n_samples > 1:
+        if args.temperature == 0:
+            raise cli.UsageError(
+                "at --temperature 0 all samples are the same: leave out --n_samples"
+            )
+        if args.temperature is None:
+            args.sampling["temperature"] = 1.0
     lines = read_lines(args.prompts)
-    encoder, hparams, params = command.load_and_warn(args)
+    encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    cli.warn_of_training(args.model_size, hparams)
     jobs = Jobs(lines, args, encoder, hparams)
     with tqdm(unit="prompt", disable=None) as bar:
-        for text, id_, logits in choices_many(jobs.next_text, params, hparams, args.batch_size):
-            jobs.add(text, id_, logits)
+        for step in continuations(jobs.next_text, params, hparams, args.batch_size):
+            jobs.add(*step)
             bar.update(jobs.n_printed // args.n_samples - bar.n)
     if jobs.n_bad:
-        raise ValueError(f'{jobs.n_bad} lines are no prompts: their objects say "error"')
+        raise ValueError(f'{jobs.n_bad} lines are not prompts: see "error" in their objects')
 
 
 def main(argv=None):
-    """Run the command; -> exit status: 0, 1 if something is wrong, 2 wrong usage, 130 Ctrl-C."""
-    return command.run(parser(), work, argv)
+    """Run the command and return its exit status."""
+    return cli.run(parser(), work, argv)
 
 
 if __name__ == "__main__":

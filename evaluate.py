@@ -1,124 +1,144 @@
-"""How well a model predicts a text: perplexity, and what train.py validates by.
+"""How well a model predicts a text: its perplexity. train.py validates with it, too.
 
     python evaluate.py shakespeare.txt --model_size shakespeare
     python evaluate.py candidates.txt --model_size shakespeare --lines
 
-From what stands before it, a model gives the token that comes a probability p. Its loss is -log p,
-in nats: 0 if p is 1, log 2 = 0.69 if p is 1/2, as of a coin.
-Perplexity is exp of the mean loss: as unsure as of a die with so many sides.
+Given the text so far, the model assigns a probability p to the token that actually comes next. The
+loss is -log p, in nats: 0 if p is 1, log 2 = 0.69 if p is 1/2. Perplexity is exp of the mean loss.
+A perplexity of k means: as uncertain as a choice among k equally likely tokens.
 
 A text is longer than what a model sees at once, so it is measured in windows of n_ctx tokens, which
-start a stride apart. Of each window only the tokens count that no window before it has predicted.
-With a small stride each has nearly n_ctx tokens before it, and the whole takes longer.
+start a stride apart. A token counts in the first window that predicts it, and in no other. With a
+smaller stride it has more context, and the whole takes longer. With n_ctx 6 and a stride of 3:
+
+    0 1 2 3 4 5             1 to 5 are counted
+          3 4 5 6 7 8       6 to 8
+                6 7 8 9     9
 """
 
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "regex>=2024.11.6", "requests", "tqdm"]
-# ///
-
-if __name__ == "__main__":
-    import startup
-
-    startup.begin(one_thread=True)
-
+import contextlib
 import json
 import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from tqdm import tqdm
 
-import command
-import startup
-from corpus import (
-    encode_parts,
-    encode_text,
-    read_lines,
-    read_pieces,
-    read_stopwords,
-    split_files,
-    split_texts,
-)
-from gpt2 import N_QUERIES, gpt2, new_cache
-from texts import find_texts
-from utils import read_training, text_changes
-
-EVAL_TOKENS = 2**17  # of a long held-out text, predicted when train.py evaluates
-
-
-# ================================================================================================
-# A text
-# ================================================================================================
+import cli
+from fast import one_blas_thread
+from gpt2 import QUERY_BLOCK, gpt2, log_probabilities, new_cache
+from training import corpus
+from utils import load_encoder_hparams_and_params
 
 
 def windows(n, length, stride):
-    """Yield (start, first, stop): ids[first:stop] are predicted with the context from start on.
+    """Yield (start, first, stop): ids[first:stop] are predicted, each from ids[start:] before it.
 
-    Each id but the first is a target once: windows(10, 6, 3) -> (0, 1, 6) (3, 6, 9) (6, 9, 10).
+    windows(10, 6, 3) -> (0, 1, 6) (3, 6, 9) (6, 9, 10), as above.
     """
-    stop = 1
-    for start in range(0, max(1, n - length + stride), stride):
-        first, stop = max(stop, start + 1), min(start + length, n)
+    if length < 2:
+        raise ValueError("the model sees one token at a time, and perplexity needs two")
+    stop = 1  # nothing predicts the first token
+    for start in range(0, n, stride):
+        first = max(stop, start + 1)  # a window cannot predict its own first token
+        stop = min(start + length, n)
         if first < stop:
             yield start, first, stop
 
 
-def window_losses(ids, window, params, hparams):  # -> [stop - first], nats
-    """The loss of each target of a window. Goes through it in pieces with the cache, so that only
-    a piece's logits [N_QUERIES, n_vocab] are in memory."""
+def sample_windows(n, length, stride, n_targets):
+    """Return evenly spaced windows of a text: all, or those that predict n_targets of its n ids, or
+    up to twice as many."""
+    interval = max(1, n // n_targets)  # n // math.inf is 0
+    return islice(windows(n, length, stride), 0, None, interval)
+
+
+def window_losses(ids, window, params, hparams):  # -> [stop - first], in nats
+    """Return the loss of each token that a window predicts:
+
+        logits = gpt2(ids[start : stop - 1], **params, hparams=hparams, n_logits=stop - first)
+        return -log_probabilities(logits, ids[first:stop])
+
+    but in pieces, with a cache: for 1,024 tokens of 124M, these logits would take 200 MB.
+    """
     start, first, stop = window
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    cache, losses = new_cache(stop - 1 - start, **hparams), []
-    for i in range(start, stop - 1, N_QUERIES):
-        j = min(i + N_QUERIES, stop - 1)
-        targets = ids[max(first, i + 1) : j + 1]  # ids[i] predicts ids[i + 1]; there may be none
-        n_logits = len(targets)
-        logits = gpt2(ids[i:j], **model, cache=cache, n_past=i - start, n_logits=n_logits)
+    cache = new_cache(stop - 1 - start, hparams)
+    losses = []
+    for i in range(start, stop - 1, QUERY_BLOCK):
+        j = min(i + QUERY_BLOCK, stop - 1)
+        targets = ids[max(first, i + 1) : j + 1]  # ids[i] predicts ids[i + 1]; none before first
+        n = len(targets)
+        logits = gpt2(
+            ids[i:j], **params, hparams=hparams, cache=cache, n_past=i - start, n_logits=n
+        )
         losses.append(-log_probabilities(logits, targets))
     return np.concatenate(losses)
 
 
-def log_probabilities(logits, ids):  # [n, n_vocab], [n] -> [n]; overwrites the logits
-    """log softmax(logits)[id], a row for each id."""
-    logits -= logits.max(-1, keepdims=True)
-    return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(-1))
-
-
-def evaluate(ids, todo, params, hparams, map=map):
-    """-> the sum of the losses of all targets in some windows, in nats, and how many targets.
-
-    map: may be that of a pool of threads.
-    """
-    todo, nats, n_targets = iter(todo), 0.0, 0
-    while some := list(islice(todo, 1024)):  # not all at once: a text may have millions
-        for losses in map(lambda window: window_losses(ids, window, params, hparams), some):
-            nats += float(losses.sum(dtype=np.float64))
-            n_targets += len(losses)
+def evaluate(ids, todo, params, hparams, pool):
+    """Return the sum of the losses in some windows, in nats, and how many tokens they predict."""
+    nats, n_targets = 0.0, 0
+    losses_of = partial(window_losses, ids, params=params, hparams=hparams)
+    for losses in map_lazily(pool, losses_of, todo):
+        nats += float(losses.sum(dtype=np.float64))
+        n_targets += len(losses)
     return nats, n_targets
 
 
-def spread(windows, n_ids, n_targets):
-    """Of the windows of a text as many, evenly spread, as predict about n_targets of its ids."""
-    return islice(windows, 0, None, max(1, n_ids // n_targets))
+def map_lazily(pool, function, items):
+    """Yield function(item) for each item, in order, computed by the threads of a pool.
+
+    pool.map alone would queue all items at once, and there may be millions.
+    """
+    items = iter(items)
+    some = list(islice(items, 1024))
+    while some:
+        yield from pool.map(function, some)
+        some = list(islice(items, 1024))
 
 
-def measure(ids, encoder, hparams, params, stride=None, n_targets=math.inf, map=map):
-    """-> {name: figure} of a text, with a bar. Windows start stride apart (half of n_ctx); of a
-    long text they may be fewer, evenly spread: those that predict about n_targets of its ids."""
+@contextlib.contextmanager
+def worker_threads(n):
+    """Give a pool of n threads, while each product of matrices uses one thread only.
+
+    So NumPy's elementwise operations use all cores, too. After an exception such as Ctrl-C, what
+    waits in the queue is dropped. NumPy's warnings are off, since we check the results ourselves.
+    """
+    before = sys.getswitchinterval()
+    # A thread that comes back from NumPy waits for Python's lock: by default up to 5 ms, now 0.5.
+    sys.setswitchinterval(5e-4)
+    # np.errstate holds for the thread that enters it, so each thread has to set it.
+    pool = ThreadPoolExecutor(n, initializer=np.seterr, initargs=("ignore",))
+    try:
+        with one_blas_thread(), np.errstate(all="ignore"):
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        sys.setswitchinterval(before)
+
+
+def measure(ids, encoder, hparams, params, pool, stride=None, limit=math.inf):
+    """Return {name: figure} of a text, and show a bar meanwhile.
+
+    stride: by default half of n_ctx. limit: of a longer text, measure evenly spaced windows that
+    predict at least this many tokens, and at most twice as many.
+    """
     if len(ids) < 2:
-        raise ValueError(f"{len(ids)} tokens of text; there have to be two to predict one")
-    n_ctx, stride = hparams["n_ctx"], stride_of(stride, hparams)
-    todo = list(spread(windows(len(ids), n_ctx, stride), len(ids), n_targets))
+        raise ValueError(
+            f"the text is too short: {len(ids)} tokens, and it takes two to predict one"
+        )
+    n_ctx = hparams["n_ctx"]
+    stride = min(stride or n_ctx // 2, n_ctx)
+    todo = list(sample_windows(len(ids), n_ctx, stride, limit))
     with tqdm(todo, unit="window", leave=False, disable=None) as bar:
-        nats, n_targets = evaluate(ids, bar, params, hparams, map)
-    must_be_finite(nats)
+        nats, n_targets = evaluate(ids, bar, params, hparams, pool)
     data = b"".join(encoder.decode_bytes(ids[first:stop].tolist()) for _, first, stop in todo)
-    n_chars = sum(byte >> 6 != 2 for byte in data)  # 10xxxxxx continues a character
+    n_chars = sum(byte >> 6 != 0b10 for byte in data)  # 10xxxxxx continues a character
     return {
         "stride": stride,
         "tokens": n_targets,
@@ -129,189 +149,140 @@ def measure(ids, encoder, hparams, params, stride=None, n_targets=math.inf, map=
     }
 
 
-def stride_of(given, hparams):
-    """How far apart windows start: as given, though not more than their length, else half of it."""
-    n_ctx = hparams["n_ctx"]
-    if n_ctx < 2:
-        raise ValueError("a context of one token predicts nothing: perplexity needs two")
-    return min(given or n_ctx // 2, n_ctx)
-
-
-def must_be_finite(nats):
+def perplexity(nats, n_targets):
+    """Return exp of the mean loss. ValueError if it is not finite."""
     if not math.isfinite(nats):
         raise ValueError("the model's logits are not finite: its weights are damaged")
-
-
-def perplexity(nats, n_targets):
-    return math.exp(min(nats / n_targets, 700))  # more has no float
+    return math.exp(min(nats / n_targets, 700))  # exp(710) is too large for a float
 
 
 def table(figures):
-    """A line each: "perplexity          24.31"."""
+    """Return the figures as lines such as "perplexity          24.31"."""
     digits = {"stride": 0, "tokens": 0, "perplexity": 2}
     return "\n".join(f"{name:20}{x:.{digits.get(name, 4)}f}" for name, x in figures.items())
 
 
-# ================================================================================================
-# Line by line
-# ================================================================================================
-
-
-def score(text, encoder, hparams, params, stride=None, **text_options):
-    """-> [(id, its loss), ...] of a text by itself.
-
-    The end of text, where the model has one, predicts the first token, else nothing does.
-    """
-    ids = hparams["eos_token_ids"][:1]
-    for part in split_texts(text, **text_options):
-        ids = ids + encode_text(part, encoder)
-    scores = []
-    for window in windows(len(ids), hparams["n_ctx"], stride_of(stride, hparams)):
-        _, first, stop = window
-        losses = window_losses(ids, window, params, hparams)
-        must_be_finite(losses.sum())
-        scores += zip(ids[first:stop], losses.tolist())
-    return scores
+# ==== Line by line ==============================================================================
 
 
 def numbered_lines(paths):
-    """Yield (number of a line in its file, its text) of all lines in files."""
-    for path in paths:
-        for part in split_files([path], 1.0)[1]:
-            for number, (_, text) in enumerate(read_pieces(*part, cut=read_lines), 1):
-                yield number, text.rstrip("\r\n")
+    """Yield (number of a line in its file, its text) for all lines of the files."""
+    _, parts = corpus.split_files(paths, val_fraction=1.0)  # all of each file
+    for part in parts:
+        for number, (_, text, _) in enumerate(corpus.read_pieces(*part, by_line=True), 1):
+            yield number, text.rstrip("\r\n")
 
 
-def row(number, text, scores, encoder, verbose):
-    """A line's figures: what --json prints of it."""
-    nats = sum(loss for _, loss in scores)
-    figures = {"line": number, "text": text, "tokens": len(scores), "nats": nats}
-    figures["perplexity"] = perplexity(nats, len(scores)) if scores else None
+def measure_line(line, encoder, hparams, params, stride, verbose, changes):
+    """Return the figures of a numbered line, as --json prints them.
+
+    changes: keyword arguments of corpus.split_texts, as the model's training text was changed.
+    If the model has an end-of-text token, it is put in front, and predicts the first token.
+    """
+    number, text = line
+    ids = hparams["eos_token_ids"][:1]
+    for part in corpus.split_texts(text, **changes):
+        ids += corpus.encode_text(part, encoder)
+    n_ctx = hparams["n_ctx"]
+    targets, losses = [], []
+    for window in windows(len(ids), n_ctx, min(stride or n_ctx // 2, n_ctx)):
+        _, first, stop = window
+        targets += ids[first:stop]
+        losses += window_losses(ids, window, params, hparams).tolist()
+    nats = sum(losses)
+    figures = {"line": number, "text": text, "tokens": len(losses), "nats": nats}
+    figures["perplexity"] = perplexity(nats, len(losses)) if losses else None
     if verbose:
         figures["probabilities"] = [
             {"id": id_, "text": encoder.decode([id_]), "probability": math.exp(-loss)}
-            for id_, loss in scores
+            for id_, loss in zip(targets, losses)
         ]
     return figures
 
 
-def print_row(tokens, nats, perplexity, text, probabilities=(), **others):
-    """The same to be read by people: a line, and one for each of its tokens."""
-    perplexity = "-" if perplexity is None else f"{perplexity:.2f}"
-    print(f"{tokens:6} {nats:10.4f} {perplexity:>12}  {text}")
-    for token in probabilities:
-        shown = json.dumps(token["text"], ensure_ascii=False)  # in quotes: spaces can be seen
-        print(f"{token['probability']:31.6f} {shown}")
-
-
-# ================================================================================================
-# The command line
-# ================================================================================================
+# ==== The command ===============================================================================
 
 
 def parser():
-    options = command.new_parser(
+    """Return the parser of the command's options."""
+    parser = cli.new_parser(
         "evaluate.py",
         "Measure how well a model predicts a text. The figures go to standard output.",
     )
-    add = options.add_argument
-    add(
-        "text",
-        nargs="+",
-        help='UTF-8 files, directories (each .txt and .md below), .jsonl files with a "text" a '
-        "line, http(s) addresses, - for standard input",
-    )
-    command.model_options(options)
-    add(
-        "--stride",
-        type=command.number(int, 1),
-        metavar="N",
-        help="windows of the context's length start N tokens apart, and only what a window adds is "
-        "counted; less is slower and gives more context (half a window)",
-    )
-    add(
-        "--val_fraction",
-        type=command.number(float, 0, 1),
-        metavar="SHARE",
-        help="measure the last part of the text only, such as the 0.1 that train.py holds out (1)",
-    )
-    add(
-        "--lines",
-        action="store_true",
-        help="each line by itself: its tokens, their loss together in nats, its perplexity",
-    )
+    add, share = parser.add_argument, cli.number(float, 0, 1)
+    add("text", nargs="+", help=corpus.TEXT_HELP)
+    cli.add_model_options(parser)
+    stride_help = "windows start N tokens apart; less is slower, with more context (half a window)"
+    add("--stride", type=cli.number(int, 1), metavar="N", help=stride_help)
+    tail_help = "measure the last part only, such as the 0.1 that train.py holds out (1)"
+    add("--val_fraction", type=share, default=1.0, metavar="SHARE", help=tail_help)
+    add("--lines", action="store_true", help="each line by itself: tokens, nats, perplexity")
     add("--verbose", action="store_true", help="with --lines: the probability of each token, too")
-    add("--json", action="store_true", help="print JSON: an object, or with --lines one a line")
+    add("--json", action="store_true", help="print a JSON object, with --lines one per line")
     add("--lowercase", action="store_true", help="measure the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
-    add(
-        "--literal_endoftext",
-        action="store_true",
-        help="<|endoftext|> in the text is a text like any other, and ends none",
-    )
-    return options
-
-
-def text_options(args):
-    """-> the options of split_texts: those given, and what a model made by train.py has learned
-    from, which is said."""
-    told = read_training(args.model_size, args.models_dir)
-    if changes := text_changes(told):
-        command.say(f"evaluate.py: the text is measured {changes}, as the model has learned it")
-    words = read_stopwords(args.stopwords) if args.stopwords else told.get("stopwords", [])
-    flags = "lowercase", "literal_endoftext"
-    flags = {name: getattr(args, name) or bool(told.get(name)) for name in flags}
-    return {**flags, "stopwords": words}
+    add("--literal_endoftext", action="store_true", help="read <|endoftext|> as ordinary text")
+    return parser
 
 
 def work(args):
     """Load the model, and print the figures of the text or of its lines."""
-    if args.lines and args.val_fraction is not None:
-        raise command.WrongUsage("--val_fraction is of a whole text: not with --lines")
+    if args.lines and args.val_fraction < 1:
+        raise cli.UsageError("--val_fraction has no effect with --lines: leave one of them out")
     if args.verbose and not args.lines:
-        raise command.WrongUsage("--verbose shows the tokens of a line: it takes --lines")
-    model, options = command.load(args), text_options(args)
-    with (
-        startup.interruptible(),  # so that nothing is left of what it keeps
-        TemporaryDirectory() as keep,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        paths = find_texts(args.text, args.models_dir, keep)
-        try:
-            (print_lines if args.lines else print_figures)(paths, args, model, options, pool.map)
-        except ValueError as error:
-            is_named = any(str(path) in str(error) for path in paths)
-            raise ValueError(f"{error}" if is_named else f"{args.text[0]}: {error}") from None
+        raise cli.UsageError("--verbose shows the tokens of a line: it needs --lines")
+    model = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    training = model[1]["training"]
+    if described := cli.text_changes(training):
+        cli.say(f"evaluate.py: the text is measured {described}, as the model has learned it")
+    changes = {name: training[name] for name in corpus.CHANGES if training.get(name)}
+    changes |= {name: True for name in ("lowercase", "literal_endoftext") if getattr(args, name)}
+    if args.stopwords:
+        changes["stopwords"] = corpus.read_stopwords(args.stopwords)
+    with TemporaryDirectory() as keep, worker_threads(os.cpu_count() or 1) as pool:
+        paths = corpus.find_texts(args.text, args.models_dir, keep)
+        if args.lines:
+            print_lines(paths, args, model, changes, pool)
+        else:
+            print_figures(paths, args, model, changes, pool)
 
 
-def print_figures(paths, args, model, text_options, map):
-    """Of the held-out part of a text, or the whole."""
+def print_figures(paths, args, model, changes, pool):
+    """Print the figures of a text, or of its last part."""
     encoder, hparams, params = model
-    _, tail = split_files(paths, 1.0 if args.val_fraction is None else args.val_fraction)
-    ids = [np.empty(0, np.uint16), *encode_parts(tail, encoder, **text_options)]
-    figures = measure(np.concatenate(ids), encoder, hparams, params, args.stride, map=map)
-    named = {name.replace(" ", "_"): x for name, x in figures.items()}
-    print(json.dumps(named) if args.json else table(figures))
+    _, parts = corpus.split_files(paths, args.val_fraction)
+    no_ids = np.empty(0, np.uint16)  # as np.concatenate needs at least one array
+    ids = [no_ids, *corpus.encode_parts(parts, encoder, **changes)]
+    figures = measure(np.concatenate(ids), encoder, hparams, params, pool, args.stride)
+    if args.json:
+        print(json.dumps({name.replace(" ", "_"): x for name, x in figures.items()}))
+    else:
+        print(table(figures))
 
 
-def print_lines(paths, args, model, text_options, map):
-    """A row, or an object, for each line of the files."""
+def print_lines(paths, args, model, changes, pool):
+    """Print the figures of each line of the files."""
     encoder, hparams, params = model
     if not args.json:
         print("tokens       nats   perplexity  line")
 
-    def score_line(line):
-        return score(line[-1], encoder, hparams, params, args.stride, **text_options)
+    def figures_of(line):
+        return measure_line(line, encoder, hparams, params, args.stride, args.verbose, changes)
 
-    lines = numbered_lines(paths)
-    while some := list(islice(lines, 1024)):  # not all at once: there may be millions
-        for line, scores in zip(some, map(score_line, some)):
-            found = row(*line, scores, encoder, args.verbose)
-            print(json.dumps(found)) if args.json else print_row(**found)
+    for figures in map_lazily(pool, figures_of, numbered_lines(paths)):
+        if args.json:
+            print(json.dumps(figures))
+            continue
+        shown = "-" if figures["perplexity"] is None else f"{figures['perplexity']:.2f}"
+        print(f"{figures['tokens']:6} {figures['nats']:10.4f} {shown:>12}  {figures['text']}")
+        for token in figures.get("probabilities", []):
+            shown = json.dumps(token["text"], ensure_ascii=False)  # in quotes: spaces are visible
+            print(f"{token['probability']:31.6f} {shown}")
 
 
 def main(argv=None):
-    return command.run(parser(), work, argv)
+    """Run the command and return its exit status."""
+    return cli.run(parser(), work, argv)
 
 
 if __name__ == "__main__":

@@ -1,99 +1,100 @@
-"""GPT-2 (Radford et al. 2019) as one formula: text in, next token out. Lesson: steps 6 to 18.
+"""GPT-2 (Radford et al. 2019) as one formula: from text to the next token. Lesson: steps 6 to 18.
 
-    "To be, or not to"                   text; models/shakespeare completes it
-    [397, 305, 12, 530, 322, 288]        its tokens, pieces of text, as ids: places in a list
-    x [6, 256]                           a row of numbers for each token: the residual stream
-    x [6, 256]                           the same after 6 blocks (mha, then ffn) have added to it
-    logits [6, 2048]                     how well each token of the list would follow each of the 6
-    " be" 15.5 %, "-" 3.5 %, " do" 3.5 % the last row of them as probabilities: best " be"
+    "To be, or not to"                    a text, which models/shakespeare continues
+    [397, 305, 12, 530, 322, 288]         its tokens (pieces of text) as ids: places in a list
+    x [6, 256]                            256 numbers for each, to which 6 blocks (mha, ffn) add
+    logits [6, 2048]                      how well each token of the list would follow each of the 6
+    " be" 15.5 %, "-" 3.5 %, " do" 3.5 %  the last row as probabilities: " be" is the most likely
 
-Shapes: n tokens of n_vocab, e numbers each (n_embd), h heads of d = e / h numbers each (n_head).
+Shapes: n tokens of e = n_embd numbers each; h = n_head heads of d = e / h numbers each.
 """
-
-if __name__ == "__main__":
-    import startup  # no part of the lesson: Ctrl-C shall end this without a traceback
-
-    startup.begin()
 
 import numpy as np
 
-import command
 
-
-# A soft switch, x times the share of a bell curve below x, nearly: lets large numbers through
-# and holds negative ones back. Without it, two linear layers in a row could be written as one.
+# Stands between two linear layers, which would otherwise be the same as one. A smooth max(x, 0):
+# x times the probability that a standard normal variable is below x, approximated with tanh.
 def gelu(x):  # [n, 4e] -> [n, 4e]
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
 
 
-# Numbers become shares of 1. Taking off the maximum cancels out, but keeps exp from overflowing.
-def softmax(x):  # [..., n] -> [..., n]
+# Numbers become probabilities. Subtracting the maximum cancels out, but keeps exp from overflowing.
+def softmax(x):  # [..., n] -> [..., n], each row sums to 1
     exp_x = np.exp(x - x.max(-1, keepdims=True))
     return exp_x / exp_x.sum(-1, keepdims=True)
 
 
-# Mean 0, variance 1 for each row, however much was added to it; then a learned gain g and bias b.
+# Give each row mean 0 and variance 1, however much was added to it; then a learned gain and bias.
 def layer_norm(x, g, b, eps):  # [n, e] -> [n, e]
     x = x - x.mean(-1, keepdims=True)
     return g * x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) + b  # eps: never divide by 0
 
 
-# Learned weights w and bias b: each number that comes out is a weighted sum of those that go in.
+# Each number that comes out is a weighted sum of those that go in. The weights w and b are learned.
 def linear(x, w, b):  # [n, in] @ [in, out] -> [n, out]; **c_attn below is w=..., b=...
     return x @ w + b
 
 
-# Multi-head attention, the only place where tokens learn of each other. From its row each token
+# One head of attention: each token takes the average of the values v, weighted by how well its
+# query q fits each token's key k: q @ k is a sum of d products of either sign, about sqrt(d) times
+# as large as one of them. Undivided, softmax would give nearly everything to one token.
+def head(q, k, v):  # three times [n, d] -> [n, d]
+    scores = q @ k.T / q.shape[1] ** 0.5  # [n, n]
+    # Hide later tokens, which a token is trained to predict: their weight becomes exp(-inf) = 0.
+    mask = np.triu(np.full(scores.shape, -np.inf, np.float32), 1)  # -inf above the diagonal
+    return softmax(scores + mask) @ v
+
+
+# Multi-head attention, the only place where tokens exchange information. From its row each token
 # makes a query (what it looks for), a key (what it can be found by) and a value (what it passes
-# on). A score is query times key; softmax makes shares of them, in which the values are summed.
+# on), different ones for each head: so each head can look for something else.
 def mha(x, c_attn, c_proj, n_head):  # [n, e] -> [n, e]; c_: OpenAI called linear a "convolution"
-    n, e = x.shape
-    d = e // n_head  # for each head, whose queries are its own: it looks for other things
-    q, k, v = linear(x, **c_attn).reshape(n, 3, n_head, d).transpose(1, 2, 0, 3)  # [3, h, n, d]
-    # A sum of d products grows like sqrt(d): undivided, one score would soon take the whole share.
-    scores = q @ k.swapaxes(1, 2) / d**0.5  # [h, n, n]
-    # No token sees those after it, which it is trained to predict: exp(-inf), their share, is 0.
-    mask = np.triu(np.full((n, n), -np.inf, np.float32), 1)  # -inf above the diagonal
-    y = softmax(scores + mask) @ v  # [h, n, n] @ [h, n, d] -> [h, n, d]
-    return linear(y.swapaxes(0, 1).reshape(n, e), **c_proj)  # the heads side by side, then mixed
+    q, k, v = np.split(linear(x, **c_attn), 3, axis=1)  # [n, 3e] -> three times [n, e]
+    q, k, v = (np.split(part, n_head, axis=1) for part in (q, k, v))  # now lists of h arrays [n, d]
+    heads = [head(q[i], k[i], v[i]) for i in range(n_head)]
+    return linear(np.concatenate(heads, axis=1), **c_proj)  # side by side [n, e], then mixed
 
 
-# The feed-forward network (MLP): what each token, by itself, makes of what attention brought.
-def ffn(x, c_fc, c_proj):  # [n, e] -> [n, 4e] -> [n, e]
+# The feed-forward network (MLP): each token, by itself, processes what attention has brought.
+def ffn(x, c_fc, c_proj):  # [n, e] -> [n, 4e] -> [n, e]; fc: fully connected; proj: projection
     return linear(gelu(linear(x, **c_fc)), **c_proj)
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, n_head, eps):  # [n] ids -> [n, n_vocab] logits
-    # wte, "word token embedding", has a row for each token of the list; wpe has one for each place.
+    # wte ("word token embedding") has a row for each token of the list, wpe one for each position.
     x = wte[inputs] + wpe[: len(inputs)]  # without wpe attention would not know the order
-    for block in blocks:  # x, the residual stream, is only ever added to: nothing gets lost
+    for block in blocks:  # x, the residual stream, is only ever added to, never replaced
         x = x + mha(layer_norm(x, **block["ln_1"], eps=eps), **block["attn"], n_head=n_head)
         x = x + ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
-    # A logit is the product of a row with a token's embedding: how much it looks like that token.
+    # A logit is the product of a row with a token's embedding: how similar the two are.
     return layer_norm(x, **ln_f, eps=eps) @ wte.T
 
 
-def generate(inputs, params, hparams, n_tokens):  # ids -> the ids that follow
-    if not 0 < len(inputs) <= len(params["wpe"]) - n_tokens:
-        raise ValueError(f"prompt and {n_tokens} tokens: 1 to {len(params['wpe'])} in all")
-    ids, n_head, eps = list(inputs), hparams["n_head"], hparams["layer_norm_epsilon"]
-    for _ in range(n_tokens):
-        logits = gpt2(ids, **params, n_head=n_head, eps=eps)  # all rows, for the last one
+def generate(inputs, params, hparams, n_tokens):  # yields the ids that follow the inputs
+    ids, n_ctx = list(inputs), hparams["n_ctx"]
+    if not ids:
+        raise ValueError("the prompt is empty: give at least one token")
+    if len(ids) + n_tokens > n_ctx:
+        raise ValueError(f"{len(ids)} tokens and {n_tokens} new ones exceed the context of {n_ctx}")
+    for _ in range(n_tokens):  # each time the whole text goes through the model
+        logits = gpt2(ids, **params, n_head=hparams["n_head"], eps=hparams["layer_norm_epsilon"])
         ids.append(int(logits[-1].argmax()))
         if ids[-1] in hparams["eos_token_ids"]:  # end of sequence: the text is over
-            break
+            return
         yield ids[-1]
 
 
-def complete(args):
-    encoder, hparams, params = command.load(args)  # text <-> ids; sizes; the arguments of gpt2
-    ids = encoder.encode(args.prompt)
-    print(encoder.decode(list(generate(ids, params, hparams, args.n_tokens_to_generate))))
-
-
 if __name__ == "__main__":
-    parser = command.new_parser("gpt2_pico.py", "Complete a prompt, the short and slow way.")
+    import cli
+    from utils import load_encoder_hparams_and_params
+
+    def complete(args):
+        encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+        ids = encoder.encode(args.prompt)  # text -> ids
+        print(encoder.decode(list(generate(ids, params, hparams, args.n_tokens_to_generate))))
+
+    parser = cli.new_parser("gpt2_pico.py", "Complete a prompt with the short and slow model.")
     parser.add_argument("prompt")
     parser.add_argument("--n_tokens_to_generate", type=int, default=40)
-    command.model_options(parser)
-    raise SystemExit(command.run(parser, complete))
+    cli.add_model_options(parser)
+    raise SystemExit(cli.run(parser, complete))

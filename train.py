@@ -3,103 +3,93 @@
     python train.py shakespeare.txt --out models/mine
     python gpt2.py "ROMEO:" --model_size mine
 
-The function train is the whole loop: a batch of text, its loss and the loss's gradient, the
-gradient clipped, the weights updated, now and then the loss of held-out text. What it calls stands
-above it; the gradient is in backward.py, the update in optimizer.py, the text in corpus.py.
-
-A step's batch is cut into pieces, and each core works through its share of them on a thread with
-a single-threaded BLAS: so NumPy's elementwise passes use all cores, as the products do.
-Lesson: step 20.
+The function train is the whole loop: a batch of text, its loss and gradient, the gradient clipped,
+the weights updated, now and then the loss of held-out text. What it calls stands before and after
+it, in evaluate.py or in training/backward.py, optimizer.py and run.py. Lesson: step 20.
 """
 
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "regex>=2024.11.6", "requests", "tqdm"]
-# ///
-
-if __name__ == "__main__":
-    import startup
-
-    startup.begin(one_thread=True)
-
-import contextlib
-import csv
 import math
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import command
-import startup
-from backward import cross_entropy, gpt2_backward, gpt2_forward
-from corpus import COPIES
-from evaluate import EVAL_TOKENS, evaluate, measure, spread, table, windows
+import cli
+from evaluate import evaluate, measure, sample_windows, table, worker_threads
 from gpt2 import generate
-from model_files.checkpoint import checkpoint_path
-from model_files.parameters import flatten
-from optimizer import clip, schedule, slices
-from settings import RATE, TUNING_RATE, settle
-from training_run import claim, held_out, open_run
+from model_files.directory import flatten
+from training.backward import cross_entropy, gpt2_backward, gpt2_forward
+from training.optimizer import clip, ranges, schedule
+from training.options import parser, resolve_options
+from training.run import checkpoint_path, lock_run, open_run
 from utils import load_encoder_hparams_and_params
 
-MAX_TOKENS = 2048  # of a piece of the batch: its activations are what memory has to hold
-LOG_INTERVAL = 10  # steps between two rows of log.csv, but for those of the evaluations
-
-# ================================================================================================
-# A step
-# ================================================================================================
+MAX_TOKENS = 2048  # per thread and pass; more need more memory, as all that is computed is kept
+EVAL_TOKENS = 2**17  # tokens that an evaluation predicts if the text is longer, or up to twice that
+LOG_INTERVAL = 10  # steps between two rows of log.csv; each evaluation adds one, too
+NEEDS = """\
+train.py needs a text to learn from and a directory for the model. In half a minute, from here:
+    python train.py README.md docs --out models/first --iterations 30
+TEXT may be files, directories, http(s) addresses or - (standard input); --help has the rest."""
 
 
 def batch(tokens, n_ctx, size, seed, step):  # -> [size, n_ctx + 1] ids
-    """Sequences from random places: the same for the same seed and step."""
+    """Return sequences from random places, the same for the same seed and step.
+
+    With n_ctx 2 and the starts 5 and 0, they are tokens 5 6 7 and 0 1 2. Each predicts the next.
+    """
     rng = np.random.default_rng([seed, step])
     starts = rng.integers(len(tokens) - n_ctx, size=size)
-    return tokens[starts[:, None] + np.arange(n_ctx + 1)].astype(np.int64)
+    places = starts[:, None] + np.arange(n_ctx + 1)  # [size, 1] + [n_ctx + 1]
+    return tokens[places].astype(np.int64)
 
 
-def loss_and_gradient(pool, optimizer, ids, hparams, dropout, seed):
-    """The mean loss of a batch [size, n_ctx + 1], in nats a token; its gradient goes to each
-    thread's optimizer.g, which sum_gradients adds up.
+def loss_and_gradient(ids, n_targets, params, hparams, dropout=0.0, rng=None):
+    """Return the loss of sequences [B, n + 1], and its gradient, in a tree like params.
 
-    Each thread adds up the gradients of pieces of about MAX_TOKENS: so memory depends on the
-    piece, and not on the batch.
+    Both are divided by n_targets, the number of tokens that the whole batch predicts. So the sum
+    over all parts of a batch is its mean loss, and a larger batch does not make longer steps.
     """
-    n_threads, n_targets = len(optimizer.g), ids[:, 1:].size
-    rounds = math.ceil(n_targets / n_threads / MAX_TOKENS)
-    pieces = [piece for piece in np.array_split(ids, n_threads * rounds) if len(piece)]
-
-    def share(thread):
-        optimizer.g[thread], loss = 0, 0.0
-        for i in range(thread, len(pieces), n_threads):
-            rng = np.random.default_rng([*seed, i])
-            gradient = optimizer.gradients[thread]
-            loss += add_gradient(
-                gradient, pieces[i], n_targets, optimizer.params, hparams, dropout, rng
-            )
-        return loss
-
-    return sum(pool.map(share, range(n_threads)))
-
-
-def add_gradient(gradient, ids, n_targets, params, hparams, dropout, rng):
-    """Add what some sequences have in the gradient of the mean loss; -> what they have in it."""
-    model = {"n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    logits, kept = gpt2_forward(ids[:, :-1], **params, **model, rate=dropout, rng=rng)
+    logits, kept = gpt2_forward(ids[:, :-1], **params, hparams=hparams, rate=dropout, rng=rng)
     loss, dlogits = cross_entropy(logits, ids[:, 1:].ravel())
     dlogits *= 1 / n_targets
-    added = flatten(gpt2_backward(dlogits, kept, **params, eps=model["eps"]))
-    for name, total in flatten(gradient).items():
-        total += added[name]
-    return loss / n_targets
+    return loss / n_targets, gpt2_backward(dlogits, kept, **params, hparams=hparams)
+
+
+def batch_gradient(pool, optimizer, ids, hparams, dropout, seed):
+    """Return the mean loss of a batch, and leave its gradient in optimizer.g:
+
+        loss, gradient = loss_and_gradient(ids, ids[:, 1:].size, params, hparams, dropout, rng)
+
+    but on all cores. Each thread takes its share of the sequences, in pieces of about MAX_TOKENS,
+    and adds up their gradients in its row of g. sum_gradients then adds up the rows.
+    """
+    n_threads, n_targets = len(optimizer.g), ids[:, 1:].size
+    n_rounds = math.ceil(n_targets / n_threads / MAX_TOKENS)
+    parts = [part for part in np.array_split(ids, n_threads * n_rounds) if len(part) > 0]
+
+    def add_up(thread):
+        optimizer.g[thread] = 0
+        totals = flatten(optimizer.gradients[thread])  # {name: view of optimizer.g[thread]}
+        sum_of_losses = 0.0
+        for i in range(thread, len(parts), n_threads):
+            rng = np.random.default_rng([*seed, i])
+            loss, gradient = loss_and_gradient(
+                parts[i], n_targets, optimizer.params, hparams, dropout, rng
+            )
+            sum_of_losses += loss
+            for name, x in flatten(gradient).items():
+                totals[name] += x
+        return sum_of_losses
+
+    return sum(pool.map(add_up, range(n_threads)))
 
 
 def sum_gradients(pool, g):
-    """Add all threads' gradients [n_threads, size] to the first; -> its length."""
+    """Add all threads' gradients, [n_threads, size], to the first, and return the sum's norm."""
 
     def add_up(piece):
         total = g[0, piece]
@@ -107,144 +97,109 @@ def sum_gradients(pool, g):
             total += other
         return float(total @ total)
 
-    return math.sqrt(sum(pool.map(add_up, slices(0, g.shape[1]))))
+    return math.sqrt(sum(pool.map(add_up, ranges(0, g.shape[1]))))
 
 
-# ================================================================================================
-# A run
-# ================================================================================================
+# ==== A run =====================================================================================
 
 
-def train(args):
-    """From a text, or from the last checkpoint, to a model directory; -> how many ids of the text
-    were held out."""
-    run = open_run(args)
-    optimizer, hparams, record, losses = run.optimizer, run.hparams, run.record, []
-    n_ctx, (train_ids, val_ids) = args.n_ctx or hparams["n_ctx"], run.read_ids()
-    print(run.describe())
-    with worker_threads(args.threads) as pool, Progress(record, args) as progress:
-        while (done := progress.done()) < 1:
-            left = train_ids[int(done * record["n_noisy"]) :]  # in the end the text as it is
-            ids = batch(left, n_ctx, args.batch_size, args.seed, record["step"])
-            record["step"] += 1
-            seed = args.seed, record["step"]
-            loss = loss_and_gradient(pool, optimizer, ids, hparams, args.dropout, seed)
-            must_be_finite(loss, record["step"])
+def train(run, options):
+    """Train the model of a run from where it stands to the end."""
+    optimizer, hparams, record = run.optimizer, run.hparams, run.record
+    train_ids, val_ids = run.read_ids()
+    n_ctx = options.n_ctx or hparams["n_ctx"]
+    n_ids = f"{record.n_train:,} tokens to train on, {record.n_val:,} to validate"
+    print(f"{len(optimizer.w):,} parameters; {n_ids}")
+    n_tokens = options.batch_size * n_ctx  # that a step predicts
+    total = None if options.minutes else options.iterations * n_tokens
+    begun = record.step * n_tokens
+    bar = tqdm(total=total, initial=begun, unit="token", unit_scale=True, disable=None)
+    start = time.perf_counter() - record.seconds
+    done = part_done(record, options)
+    losses = []  # since the last row of the log
+    with worker_threads(options.threads) as pool, bar:
+        while done < 1:
+            # With merge dropout (corpus.segmentations), copies of the text that are split into
+            # tokens differently come first in train_ids, the most different ones foremost. Batches
+            # skip more and more of them: the last ones come from the text itself.
+            ids = train_ids[int(done * record.n_noisy) :]
+            ids = batch(ids, n_ctx, options.batch_size, options.seed, record.step)
+            record.step += 1
+            seed = options.seed, record.step
+            loss = batch_gradient(pool, optimizer, ids, hparams, options.dropout, seed)
+            check_finite("loss", loss, record.step)
             scale = clip(sum_gradients(pool, optimizer.g))
-            lr = args.learning_rate * schedule(done, args.warmup)
-            optimizer.update(scale, lr, record["step"], pool)
+            lr = options.learning_rate * schedule(done, options.warmup)
+            optimizer.update(scale, lr, record.step, pool)
             losses.append(loss)
-            progress.show(loss, n_tokens=ids[:, 1:].size)
-            if record["step"] % args.eval_interval == 0 or progress.done() >= 1:
-                val_loss = validate(pool, val_ids, n_ctx, optimizer.params, hparams)
-                must_be_finite(val_loss, record["step"])
-                run.log(float(np.mean(losses)), val_loss if len(val_ids) else None)
+            record.seconds = time.perf_counter() - start
+            done = part_done(record, options)
+            bar.set_postfix_str(f"step {record.step}, loss {loss:.3f}", refresh=False)
+            bar.update(n_tokens)
+            if record.step % options.eval_interval == 0 or done >= 1:
+                val_loss = validate(pool, val_ids, n_ctx, optimizer, hparams, record.step)
+                run.log(float(np.mean(losses)), val_loss)
                 losses = []
-                show(run, val_ids if len(val_ids) else train_ids)
-                run.save(args.dtype)
-            elif record["step"] % LOG_INTERVAL == 0:
+                show(run, val_ids if len(val_ids) > 0 else train_ids)
+                run.save(options.dtype)
+            elif record.step % LOG_INTERVAL == 0:
                 run.log(float(np.mean(losses)))
                 losses = []
-    return record["n_val"]
 
 
-def validate(pool, ids, n_ctx, params, hparams):
-    """The mean loss of held-out text, nats a token: of windows side by side, as many as hold
-    EVAL_TOKENS, evenly spread. Of no text it is 0, and NaN if a weight is no number."""
-    if not len(ids):
-        return 0.0 * sum(float(x.sum()) for x in flatten(params).values())
-    some = spread(windows(len(ids), n_ctx, n_ctx), len(ids), EVAL_TOKENS)
-    nats, n_targets = evaluate(ids, some, params, hparams, pool.map)
+def part_done(record, options):
+    """Return how much of a run is done, by its time or by its steps: 0 to 1."""
+    if options.minutes:
+        return record.seconds / (60 * options.minutes)
+    return record.step / options.iterations
+
+
+def validate(pool, ids, n_ctx, optimizer, hparams, step):
+    """Return the mean loss of the held-out text in nats per token, None if nothing is held out.
+
+    Of a long text, evenly spaced windows are measured.
+    """
+    check_finite("sum of the weights", float(optimizer.w.sum()), step)
+    if len(ids) == 0:
+        return None
+    some = sample_windows(len(ids), n_ctx, n_ctx, EVAL_TOKENS)
+    nats, n_targets = evaluate(ids, some, optimizer.params, hparams, pool)
+    check_finite("validation loss", nats, step)
     return nats / n_targets
 
 
-def must_be_finite(loss, step):
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss} after {step} steps; the last good checkpoint is kept: "
-            "--resume with a smaller --learning_rate goes on from it"
-        )
+def check_finite(name, value, step):
+    if not math.isfinite(value):
+        advice = "the last good checkpoint is kept: --resume it with a smaller --learning_rate"
+        raise ValueError(f"the {name} is {value} after {step} steps; {advice}")
 
 
 def show(run, ids, n=60):
-    """The last row of the log, and a little of what the model writes by now, after the first of
-    these ids."""
-    step, seconds, loss, validation = run.record["log"][-1]
-    validation = "" if validation is None else f", validation {validation:.4f}"
+    """Print the last row of the log, and what the model now writes after the first id."""
+    step, seconds, loss, val_loss = run.record.log[-1]
+    validation = "" if val_loss is None else f", validation {val_loss:.4f}"
     tqdm.write(f"step {step}, {seconds:.0f} s: loss {loss:.4f}{validation}")
     ids = [int(ids[0])]
     ids += generate(ids, run.optimizer.params, run.hparams, n, seed=0, temperature=0.8)
     tqdm.write("    " + run.encoder.decode(ids).strip().replace("\n", "\n    "))
-    sys.stdout.flush()  # where it is a file, too
+    sys.stdout.flush()  # so that a file, too, shows how far the run is
 
 
-@contextlib.contextmanager
-def worker_threads(n):
-    """A pool whose threads hand over the interpreter's lock sooner than usual: a thread's short
-    calls would hold up the others for 5 ms. A loss that is no number ends the run with one line of
-    ours, so NumPy need not warn, here or there."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-4)  # seconds
-    try:
-        pool = ThreadPoolExecutor(n, initializer=np.seterr, initargs=("ignore",))
-        with pool, np.errstate(all="ignore"):
-            yield pool
-    finally:
-        sys.setswitchinterval(before)
+def finish(run, options):
+    """Measure the model that was kept, if text was held out, and end the run."""
+    figures = {}
+    if run.record.n_val > 0:
+        model = load_encoder_hparams_and_params(run.out, options.models_dir)
+        _, val_ids = run.read_ids()
+        with worker_threads(options.threads) as pool:
+            figures = measure(val_ids, *model, pool, limit=EVAL_TOKENS)
+    checkpoint_path(run.out).unlink()  # before this, the run can still be resumed
+    print(f"{run.out}: done; python gpt2.py 'a prompt' --model_size {run.out}")
+    if figures:
+        print(table(figures))
 
 
-class Progress:
-    """How far a run is, by steps or by time, and the bar that shows it."""
-
-    def __init__(self, record, args):
-        self.record, self.iterations, self.minutes = record, args.iterations, args.minutes
-        self.first, self.before, self.start = record["step"], record["seconds"], time.perf_counter()
-        total = None if args.minutes else args.iterations
-        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=None)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
-
-    def done(self):
-        """The share of the run that is done."""
-        if self.minutes:
-            return self.record["seconds"] / (60 * self.minutes)
-        return self.record["step"] / self.iterations
-
-    def show(self, loss, n_tokens):
-        """After a step of so many tokens."""
-        seconds = time.perf_counter() - self.start
-        log = [row for row in self.record["log"] if row[-1] is not None]
-        self.record["seconds"] = self.before + seconds
-        speed = n_tokens * (self.record["step"] - self.first) / seconds
-        last = f", validation {log[-1][-1]:.3f}" if log else ""
-        self.bar.set_postfix_str(f"loss {loss:.3f}{last}, {speed:,.0f} tokens/s", refresh=False)
-        self.bar.update()
-
-
-def finish(args, n_val):
-    """Measure the model that is kept, if text was held out; then drop what only --resume needs."""
-    figures = measure_kept(args, n_val) if n_val else {}
-    checkpoint_path(args.out).unlink()
-    print(f"{args.out}: done; python gpt2.py 'a prompt' --model_size {args.out}")
-    print(table(figures), end="\n" * bool(figures))
-
-
-def measure_kept(args, n_val):
-    """-> the figures of the held-out text, or of EVAL_TOKENS of it, in windows half of the context
-    apart."""
-    encoder, hparams, params = load_encoder_hparams_and_params(args.out, args.models_dir)
-    ids = held_out(args.out, encoder, n_val)
-    with worker_threads(args.threads) as pool:
-        return measure(ids, encoder, hparams, params, n_targets=EVAL_TOKENS, map=pool.map)
-
-
-# ================================================================================================
-# The command line
-# ================================================================================================
+# ==== The command ===============================================================================
 
 
 def plot(model):
@@ -255,16 +210,12 @@ def plot(model):
         raise ValueError("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
     path = Path(model) / "log.csv"
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        curves = {
-            name: [(float(row["step"]), float(row[name])) for row in rows if row[name]]
-            for name in ("loss", "validation_loss")
-        }
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: no log of train.py ({error!r})") from None
-    for name, label in ("loss", "training"), ("validation_loss", "validation"):
-        pyplot.plot(*np.reshape(curves[name], (-1, 2)).T, label=label)
+        log = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+        for name, label in (("loss", "training"), ("validation_loss", "validation")):
+            known = np.isfinite(log[name])  # most steps have no validation loss
+            pyplot.plot(log["step"][known], log[name][known], label=label)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a log of train.py ({error!r:.60})") from None
     pyplot.xlabel("step")
     pyplot.ylabel("loss, nats per token")
     pyplot.legend()
@@ -272,150 +223,38 @@ def plot(model):
     print(Path(model) / "loss.png")
 
 
-def parser():
-    options = command.new_parser(
-        "train.py",
-        "Train a GPT from text files, into a Hugging Face model directory that gpt2.py opens.",
-    )
-    whole, number = command.number(int, 1), command.number
-    add = options.add_argument
-    add(
-        "text",
-        nargs="*",
-        help='UTF-8 files, directories (each .txt and .md below), .jsonl files with a "text" a '
-        "line, http(s) addresses, - for standard input; the last part is held out for validation",
-    )
-    add("--out", metavar="DIR", help="the model directory to write")
-    add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
-    add = options.add_mutually_exclusive_group().add_argument
-    add(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, with its options unless given again",
-    )
-    add("--overwrite", action="store_true", help="replace what --out holds")
-    add = options.add_argument_group("model").add_argument
-    add("--n_layer", type=whole, help="layers (6)")
-    add("--n_head", type=whole, help="heads, a divisor of n_embd (4)")
-    add("--n_embd", type=whole, help="numbers a token (256)")
-    add(
-        "--n_ctx",
-        type=whole,
-        help="tokens of context, in training and after (256); with --init_from, in training only "
-        "(the model's)",
-    )
-    add(
-        "--vocab_size",
-        type=number(int, 257),
-        help="tokens to learn from the text; 257: its bytes alone, a character model (2048)",
-    )
-    add(
-        "--tokenizer",
-        metavar="MODEL",
-        help="take the vocabulary of this model, in place of learning one: a size, a directory, a "
-        "hub id",
-    )
-    add(
-        "--init_from",
-        metavar="MODEL",
-        help="take weights, shape and tokenizer of this model; of one made by train.py also the "
-        "text and the other options that are not given, but for the schedule's",
-    )
-    add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
-    add(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="of the written weights; float16 halves the file (float32)",
-    )
-    add = options.add_argument_group("training").add_argument
-    add("--batch_size", type=whole, default=12, help="sequences a step, accumulated in pieces (12)")
-    add(
-        "--iterations",
-        type=whole,
-        default=600,
-        help="steps of the run (600: ten minutes for the default shape on two cores)",
-    )
-    add("--minutes", type=number(float, 0.01), help="length of the run, instead of iterations")
-    add(
-        "--learning_rate",
-        type=number(float, 0),
-        help=f"at its highest ({RATE:g}; {TUNING_RATE:g} with --init_from)",
-    )
-    add(
-        "--warmup",
-        type=number(float, 1e-6, 1),
-        default=0.05,
-        help="share of the run in which the rate rises (0.05)",
-    )
-    add(
-        "--dropout",
-        type=number(float, 0, 0.99),
-        default=0.1,
-        help="share of the values that each layer adds, left out at random (0.1)",
-    )
-    add("--weight_decay", type=number(float, 0), default=0.1, help="of matrices (0.1)")
-    add(
-        "--optimizer",
-        choices=["muon", "adamw"],
-        default="muon",
-        help="for matrices in blocks (muon)",
-    )
-    add(
-        "--eval_interval",
-        type=whole,
-        default=100,
-        help="steps between evaluations and checkpoints (100)",
-    )
-    add(
-        "--seed", type=number(int, 0), default=0, help="the same seed and threads, the same run (0)"
-    )
-    add("--threads", type=whole, default=os.cpu_count() or 1, help="(one a core)")
-    add = options.add_argument_group("text").add_argument
-    add(
-        "--val_fraction",
-        type=number(float, 0, 1),
-        default=0.1,
-        metavar="SHARE",
-        help="held-out tail, which chooses the best model; 0: none, the last one is kept (0.1)",
-    )
-    add("--lowercase", action="store_true", help="train on the text in lower case")
-    add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
-    add(
-        "--literal_endoftext",
-        action="store_true",
-        help="<|endoftext|> in the text is a text like any other, and ends none",
-    )
-    add(
-        "--merge_dropout",
-        type=number(float, 0, 1),
-        default=0.0,
-        metavar="SHARE",
-        help=f"train on {COPIES} copies of the text, all but the last without some of the "
-        "merges, at first this share: keeps a long run from learning a small text by heart (0)",
-    )
-    return options
-
-
 def work(args):
     """Draw a curve, or train a model and measure it."""
-    if args.plot:
-        return plot(args.plot)
+    given = vars(args)  # without the options that were not given
+    if "plot" in given:
+        plot(args.plot)
+        return
+    if not given.keys() & {"text", "out", "resume"}:
+        cli.say(NEEDS)
+        raise SystemExit(2)
+    if "out" not in given:
+        raise cli.UsageError("where should the model be written? give --out DIR")
+    out = args.out
+    if not os.path.dirname(out):
+        out = os.path.join(os.curdir, out)  # for gpt2.py, mine is a name and ./mine a path
+    options, model = resolve_options(given)
     try:
-        with startup.interruptible(), claim(args.out):
-            n_val = train(args)
-            finish(args, n_val)  # not in train, whose mapped files Windows would not let go
-    except (KeyboardInterrupt, BrokenPipeError) as error:
-        if isinstance(error, BrokenPipeError):
-            command.drop_output()
-        left = "; --resume goes on from the last checkpoint" * checkpoint_path(args.out).exists()
-        raise KeyboardInterrupt(f"train.py: stopped{left}") from None
+        with lock_run(out):
+            run = open_run(out, options, model, "resume" in given, "overwrite" in given)
+            del model  # the optimizer has a copy
+            train(run, options)
+            finish(run, options)
+    except (KeyboardInterrupt, BrokenPipeError):
+        cli.drop_output()
+        message = "train.py: stopped"
+        if checkpoint_path(out).exists():
+            message += "; --resume continues from the last checkpoint"
+        raise KeyboardInterrupt(message) from None
 
 
 def main(argv=None):
-    """Run the command; -> exit status: 0, 1 if something is wrong, 2 wrong usage, 130 Ctrl-C."""
-    options = parser()
-    return command.run(options, lambda args: work(settle(options, args, argv)), argv)
+    """Run the command and return its exit status."""
+    return cli.run(parser(), work, argv)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,52 @@
-"""From a model's name to its encoder, hparams and params: find it, fetch what is missing, load it.
+"""From a name to a model's encoder, hyperparameters and parameters: find, download, load.
 
-    name                                            where it is looked for, one after another
-    ./mine, ../mine, /models/mine, ~/mine (a path)  there
-    shakespeare                                     in models_dir, in models beside this file
-    124M, 355M, 774M, 1558M                         there, in the cache of Hugging Face's tools, on
-                                                    the hub, in OpenAI's own store
-    owner/name, owner/name@revision, or its page's  there as owner--name, in that cache, on the hub
-    address (https://huggingface.co/owner/name)
+A name is one of these, and is looked for in these places, in this order:
 
-What is fetched is kept in models_dir. The files are read in model_files/, which is plumbing.
+    ./mine, ../mine, /models/mine, ~/mine   a path: this directory
+    shakespeare                             models_dir; the directory models beside this file
+    124M, 355M, 774M, 1558M                 the same; Hugging Face's cache; the hub; OpenAI's store
+    owner/name, owner/name@revision         a path; owner--name in the two directories; the cache;
+                                            the hub
+    https://huggingface.co/owner/name       the same, copied from a browser
+
+What is downloaded is kept in models_dir.
 """
 
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from encoder import Encoder
 from model_files.directory import holds_model, load_model
-from model_files.files import read_json
-from model_files.hub_cache import find_cached, hub_name, is_released
-from model_files.released import SIZES
-from model_files.vocabulary import read_vocabulary
+from model_files.files import remove
+from model_files.hub import SIZES, fetch, find_cached
+from model_files.vocabulary import holds_vocabulary, read_vocabulary
 
-MODELS = Path(__file__).resolve().parent / "models"  # beside the program
-REPO = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)*))?"
+MODELS = Path(__file__).resolve().parent / "models"
+WORD = r"[A-Za-z0-9][\w.-]*"
+REPO = f"({WORD}/{WORD})(?:@({WORD}(?:/{WORD})*))?"  # owner/name@revision, such as a/b@refs/pr/1
+PAGE = r"""
+    (?:https?://)?(?P<host>[^/]+)
+    /(?!api/|datasets/|spaces/)(?P<repo>[^/?#]+/[^/?#]+)
+    (?:/(?:tree|blob|resolve|commit)/(?P<revision>refs/[^/?#]+/[^/?#]+|[^/?#]+))?
+    (?:[/?#].*)?  # a file in it, a tab of the page
+"""
 
 
 class UnknownModel(ValueError):
-    """A name that is neither a size nor a model directory: wrong usage, in one line."""
+    """The name is neither a size nor a model directory."""
+
+    exit_status = 2  # of a command: wrong usage
 
 
 def load_encoder_hparams_and_params(model_size, models_dir):
-    """-> a model, by its name: an Encoder; hparams, a dict of what is no array (n_vocab, n_ctx,
-    n_embd, n_head, n_layer, n_inner, layer_norm_epsilon, eos_token_ids); params, the arrays, a tree
-    of float32 whose keys are the arguments of the functions in gpt2.py.
+    """Return the encoder, the hyperparameters and the parameters of a model.
 
-    ValueError (bad content, unknown name) or OSError (not to be read or fetched), in one line.
+    hparams is a dict of everything except the arrays (n_vocab, n_ctx, n_embd, n_head, n_layer,
+    n_inner, layer_norm_epsilon, eos_token_ids, training); params is a tree of float32 arrays whose
+    keys are the arguments of the functions in gpt2.py. ValueError if the name is unknown or a file
+    is damaged, OSError if the model cannot be read or downloaded.
     """
     directory = find_model(model_size, Path(models_dir))
     vocabulary, hparams, params = load_model(directory, is_released=model_size in SIZES)
@@ -43,71 +54,58 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 
 def load_encoder(model_size, models_dir):
-    """-> the Encoder of a model, by its name; of one that is not here, its vocabulary is all that
-    is fetched."""
+    """Return the Encoder of a model, of which no more than the vocabulary is downloaded."""
     directory = find_model(model_size, Path(models_dir), only_vocabulary=True)
     return Encoder(read_vocabulary(directory, is_released=model_size in SIZES))
 
 
-def training_path(directory):
-    return Path(directory) / "training.json"
-
-
-def read_training(model_size, models_dir):
-    """-> what train.py was told when it made a model: its options by their names, the stop words
-    themselves; {} for a model from elsewhere."""
-    path = training_path(find_model(model_size, Path(models_dir)))
-    told = read_json(path) if path.is_file() else {}
-    words, lowercase = told.get("stopwords", []), told.get("lowercase", False)
-    if not isinstance(words, list) or {type(lowercase)} | {*map(type, words)} - {str} != {bool}:
-        raise ValueError(f"{path}: lowercase is not true or false, or stopwords no list of words")
-    return told
-
-
-def text_changes(training):
-    """How the text was changed that a model has learned from: "in lower case", or ""."""
-    words = training.get("stopwords", [])
-    without = f"without {', '.join(words[:5])}{' ...' * (len(words) > 5)}" if words else ""
-    return " and ".join(filter(None, ["in lower case" * bool(training.get("lowercase")), without]))
-
-
 def find_model(name, models_dir, only_vocabulary=False):
-    """-> the directory of a model, which is fetched if neither models_dir nor a cache holds it, or
-    only its vocabulary, if no more is asked for."""
-    name = hub_name(name)
-    repo = re.fullmatch(REPO, name)
+    """Return the directory of a model, or of its vocabulary, which is downloaded if necessary."""
+    name = name_of(name)
+    on_hub = re.fullmatch(REPO, name)
     if name in (".", "..") or re.search(r"[/\\~]", name):  # a path, or owner/name
         path = Path(os.path.expanduser(name))
         if path.is_dir():
             return path
-        if not repo or path.parent.is_dir():
+        if not on_hub or path.parent.is_dir():  # owner is a directory here, so a path was meant
             raise FileNotFoundError(f"{name}: no such directory")
     elif not re.fullmatch(r"\w[\w.@ +-]*", name):
-        raise ValueError(f"{name!r} is no name of a model")
-    can_be_fetched = repo or name in SIZES
-    for models in models_dir, MODELS:
+        raise ValueError(f"{name!r} is not the name of a model")
+    can_be_fetched = on_hub or name in SIZES
+    for models in (models_dir, MODELS):
         directory = models / name.replace("/", "--")
+        # If the weights are missing and cannot be fetched, loading says what is missing.
         if holds_model(directory) or (directory.is_dir() and not can_be_fetched):
-            if (directory / "incomplete").is_dir():  # fetching was killed just before its end
-                from model_files.fetch import clean
-
-                clean(directory)
+            if (directory / "fetch.lock").is_file():
+                # The weights arrive last, so the download was killed when only this was left to do:
+                remove(directory / "incomplete")
+                remove(directory / "fetch.lock")
+            return directory
+        if only_vocabulary and holds_vocabulary(directory):
             return directory
     if not can_be_fetched:
         raise UnknownModel(describe_models(name, models_dir))
-    repo, revision = SIZES.get(name) or repo.groups(default="main")
-    cached = find_cached(repo, revision)
-    if cached and (name not in SIZES or is_released(name, cached, models_dir)):
+    repo, revision = SIZES[name] if name in SIZES else on_hub.groups(default="main")
+    if cached := find_cached(repo, revision):
         return cached
-    from model_files.fetch import fetch  # imports requests, which takes longer than all the rest
-
     directory = models_dir / name.replace("/", "--")
     fetch(name, repo, revision, directory, only_vocabulary)
     return directory
 
 
+def name_of(address):
+    """Return a/b@v1 for https://huggingface.co/a/b/tree/v1; other names stay as they are."""
+    page = re.fullmatch(PAGE, address.strip(), re.VERBOSE)
+    # The host of a mirror, without the scheme and a password before it and a path after it.
+    mirror = re.sub("^https?://([^/]*@)?|/.*", "", os.environ.get("HF_ENDPOINT", "").strip())
+    if not page or page["host"] not in ("huggingface.co", "www.huggingface.co", "hf.co", mirror):
+        return address
+    revision = unquote(page["revision"] or "main")
+    return page["repo"] if revision == "main" else f"{page['repo']}@{revision}"
+
+
 def describe_models(name, models_dir):
-    """One line that says which models there are, in place of an unknown one."""
+    """Return a line that says which models there are."""
     found = {path.name for path in [*models_dir.glob("*"), *MODELS.glob("*")] if holds_model(path)}
     return (
         f"unknown model {name!r}: known sizes are {', '.join(SIZES)}; in {models_dir} and beside "

@@ -1,119 +1,146 @@
-"""Two checkouts of this project side by side: is the one that holds this script any slower?
+"""Two checkouts of this project side by side: has anything become slower, larger or different?
 
-    python benchmarks/before_after.py OTHER_CHECKOUT MODEL_DIRECTORY [--rounds N]
+    python benchmarks/before_after.py OTHER_CHECKOUT MODEL_DIRECTORY
 
-The model is of GPT-2's vocabulary and context, such as peers.py --models keeps. In each round the
-checkouts take turns at each job, neither always the first, every time in a new process that imports
-that checkout's code; the figures are medians over the rounds. Decoding and prefill are as in
-peers.py, a step as in train_step.py, and the whole process is a fresh interpreter that completes a
-prompt. It says so if tokens or losses are not the same on both sides, and writes no file.
+The model has GPT-2's vocabulary and context: for example benchmarks/weights/124M-repeats, which
+peers.py makes. In each round the checkouts take turns at each job, in new processes that run that
+checkout's code. The table shows medians over the rounds. "Other = 1" is the median of the rounds'
+ratios; the last column says in how many rounds this checkout had the larger figure. If tokens,
+printed text or losses differ, standard error says so. Writes no file.
 """
 
 import argparse
+import csv
 import os
-import subprocess
+import random
 import sys
+import tempfile
+from pathlib import Path
 from statistics import median
 
-import peers
-import train_step
-from common import ROOT, blas_threads, machine, run_worker, table, timed, work
+import common
+from common import ROOT, timed
+from peers import PROMPT, PROMPT_IDS
 
-THREADS = os.cpu_count()
-JOBS = [
-    ("speeds", "NumPy plain", "without", (40,), (128, 512, 1000)),  # tokens decoded, read
-    ("speeds", "NumPy", "with", (40, 200), ()),
-    ("training", "0.8M"),
-    ("training", "4.8M"),
-    ("whole",),
-]
+TRAINING = {  # name -> options of train.py, the two steps between which the time is taken
+    "0.8M": ("--n_layer 4 --n_embd 128 --n_ctx 64 --batch_size 12", 10, 310),
+    "4.8M": ("--n_layer 6 --n_head 8 --n_embd 256 --n_ctx 256 --batch_size 16", 10, 20),
+}
 
-# Jobs: each returns {figure: seconds} and what has to be the same on both sides
+# Jobs in a worker: each returns {figure: value} and what has to be the same for both checkouts
 
 
-def speeds(checkout, model, method, with_or_without, decode, prefill):
-    use(checkout)
-    found = peers.speeds(model, method, THREADS, decode, prefill)
-    seconds = {f"{n} tokens, {with_or_without} drafts": s for n, s in found["decode"].items()}
-    seconds |= {f"prompt of {n} tokens": s for n, s in found["prefill"].items()}
-    return seconds, found["tokens"]
+def load(checkout, model):
+    """Return the checkout's generate, generate_many and Drafts, and the arguments of a model."""
+    sys.path.remove(str(ROOT))  # or what the checkout lacks would come from there
+    sys.path.insert(0, checkout)
+    from batch import generate_many
+    from gpt2 import generate
+    from utils import load_encoder_hparams_and_params
+
+    try:
+        from fast import Drafts
+    except ImportError:  # checkouts from before fast.py
+        from drafts import Drafts
+    _, hparams, params = load_encoder_hparams_and_params(model, "models")
+    return generate, generate_many, Drafts, (params, {**hparams, "eos_token_ids": []})
+
+
+def one_text(checkout, model):
+    generate, _, Drafts, model = load(checkout, model)
+    figures, tokens = {}, []
+    for n in 128, 512, 1000:
+        ids = [i * 7919 % 50000 for i in range(n)]
+        list(generate(ids, *model, 1))  # the first time, memory is allocated
+        seconds, found = timed(list, generate(ids, *model, 1))
+        figures[f"prompt of {n}, ms"] = seconds * 1e3
+        tokens.append(found)
+    for n in 40, 200:
+        for name, options in {"without drafts": [0], "with drafts": []}.items():
+            text = generate(PROMPT_IDS, *model, n, drafts=Drafts(*options))
+            seconds, found = timed(list, text)  # the iterator computes a token when it is asked
+            figures[f"{n} tokens {name}, ms"] = seconds * 1e3
+            tokens.append(found)
+    return figures, tokens
+
+
+def many_texts(checkout, model):
+    _, generate_many, _, model = load(checkout, model)
+    rng, figures, tokens = random.Random(0), {}, []
+    texts = [rng.choices(range(50_000), k=rng.randrange(5, 31)) for _ in range(32)]
+    for size, n in (1, 8), (8, 16), (32, 32):
+        seconds, found = timed(list, generate_many(texts[:n], *model, 20, batch_size=size))
+        figures[f"{n} texts of 20 tokens, {size} at once, ms"] = seconds * 1e3
+        tokens.append([[id_ for j, id_ in found if j == i] for i in range(n)])
+    return figures, tokens
+
+
+# Jobs that run a command of the checkout
+
+
+def whole_process(checkout, model):
+    command = [sys.executable, f"{checkout}/gpt2.py", PROMPT, "--model_size", model]
+    seconds, peak, printed = common.run_program([*command, "--n_tokens_to_generate", "40"])
+    name = "whole process, 40 tokens"
+    return {f"{name}, ms": seconds * 1e3, f"{name}, peak MiB": peak}, printed
 
 
 def training(checkout, model, name):
-    use(checkout)
-    shape = train_step.SHAPES[name]
-    steps = train_step.numpy_side(shape, THREADS)
-    seconds, losses = zip(*[timed(next, steps) for _ in range(shape[-1])])
-    return {f"training step, {name}": median(seconds[1:])}, [f"{loss:.4f}" for loss in losses]
+    options, first, last = TRAINING[name]
+    options += f" --iterations {last} --eval_interval {last} --vocab_size 257 --val_fraction 0"
+    with tempfile.TemporaryDirectory() as temporary:
+        text = Path(temporary, "text.txt")
+        text.write_text("".join(random.Random(0).choices("abcdefgh \n", k=200_000)))
+        command = [sys.executable, f"{checkout}/train.py", str(text), "--out", f"{temporary}/out"]
+        _, peak, _ = common.run_program([*command, *options.split()])
+        with open(f"{temporary}/out/log.csv", newline="") as file:
+            rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    seconds = float(rows[last]["seconds"]) - float(rows[first]["seconds"])
+    figures = {
+        f"training step, {name}, ms": seconds / (last - first) * 1e3,
+        f"training, {name}, peak MiB": peak,
+    }
+    return figures, [row["loss"] for row in rows.values()]
 
 
-def whole(checkout, model):
-    command = [sys.executable, f"{checkout}/gpt2.py", peers.PROMPT, "--model_size", model]
-    seconds, printed = timed(subprocess.check_output, [*command, "--n_tokens_to_generate", "40"])
-    return {"whole process, 40 tokens": seconds}, printed.decode()
+def do(job, checkout, model):
+    if job in WORKER_JOBS:
+        return common.run_worker(__file__, job, checkout, model)
+    if job in TRAINING:
+        return training(checkout, model, job)
+    return whole_process(checkout, model)
 
 
-def use(checkout):
-    """Import from a checkout. One from before gpt2.Drafts needs the two functions below, which can
-    go when no such checkout is compared any more."""
-    sys.path.insert(0, checkout)
-    import gpt2
-
-    if not hasattr(gpt2, "Drafts"):
-        peers.numpy_method, train_step.numpy_side = old_method, old_side
-
-
-def old_method(directory, options):
-    import gpt2
-    from utils import load_encoder_hparams_and_params
-
-    _, hparams, params = load_encoder_hparams_and_params(directory, "")
-    n_head, options = hparams["n_head"], {"max_draft": 0} if "longest" in options else {}
-    model, cache = {**params, "n_head": n_head, "n_logits": 1}, gpt2.new_cache
-    return (
-        lambda ids, n: list(gpt2.generate(ids, params, n_head, n, **options)),
-        lambda ids: gpt2.gpt2(ids, **model, cache=cache(params, n_head, len(ids))),
-    )
-
-
-def old_side(shape, threads):
-    import train
-
-    (n_layer, _, n_embd, n_ctx, *_), rng = shape, train.np.random.default_rng(0)
-    params = train.init_params(train_step.N_VOCAB, n_ctx, n_embd, n_layer, rng)
-    args = argparse.Namespace(optimizer="adamw", weight_decay=train_step.DECAY, dropout=0, seed=0)
-    state, rest = train.new_state(params, threads), (train_step.hparams_of(shape), args)
-    with train.ThreadPoolExecutor(threads) as pool:
-        for step in train_step.count(1):
-            ids = train_step.batch(shape, step)
-            yield train.train_step(pool, state, ids, step, train_step.LR, *rest)
+WORKER_JOBS = {function.__name__: function for function in (one_text, many_texts)}
 
 
 def main():
-    if sys.argv[1:2] == ["--worker"]:
-        return work(speeds, training, whole)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("other", type=os.path.abspath, metavar="OTHER_CHECKOUT")
     parser.add_argument("model", type=os.path.abspath, metavar="MODEL_DIRECTORY")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="(10)")
     args = parser.parse_args()
-    sides, times = {"other": args.other, "this": ROOT}, {}
+    sides = {"other": args.other, "this": str(ROOT)}
+    figures = {}  # name -> (value of the other, of this one) for each round
     for i in range(args.rounds):
-        for name, *rest in JOBS:
-            env, results = blas_threads(1 if name == "training" else THREADS), []
-            for side in list(sides)[:: 1 if i % 2 else -1]:
-                job = name, sides[side], args.model, *rest
-                seconds, result = run_worker(__file__, *job, env=env)
-                results.append(result)
-                for figure, s in seconds.items():
-                    times.setdefault(figure, {"other": [], "this": []})[side].append(s * 1e3)
-            if results[0] != results[1]:
-                print(f"the results of {', '.join(seconds)} DIFFER", file=sys.stderr)
-    medians = [(figure, *map(median, columns.values())) for figure, columns in times.items()]
-    rows = [(figure, f"{a:.1f}", f"{b:.1f}", f"{a / b:.2f}") for figure, a, b in medians]
-    head = ["figure, ms", *sides, "other / this"]
-    print("\n".join([*table(head, rows), "", machine(THREADS, ("numpy",))]))
+        order = list(sides) if i % 2 else list(sides)[::-1]  # neither is always the first
+        for job in [*WORKER_JOBS, "whole process", *TRAINING]:
+            found = {side: do(job, sides[side], args.model) for side in order}
+            other, other_results = found["other"]
+            this, this_results = found["this"]
+            if other_results != this_results:
+                print(f"round {i + 1}: the results of {job} DIFFER", file=sys.stderr)
+            for name in this:
+                figures.setdefault(name, []).append((other[name], this[name]))
+    rows = []
+    for name, pairs in figures.items():
+        other, this = (f"{median(column):.1f}" for column in zip(*pairs))
+        ratio = median(b / a for a, b in pairs)
+        n_larger = sum(b > a for a, b in pairs)
+        rows.append((name, other, this, f"{ratio:.3f}", f"{n_larger} of {len(pairs)}"))
+    head = ["", "other", "this", "other = 1", "larger in rounds"]
+    print("\n".join([*common.table(head, rows), "", common.machine(["numpy"])]))
 
 
 if __name__ == "__main__":
-    main()
+    common.start(main, *WORKER_JOBS.values())

@@ -1,7 +1,7 @@
-"""What the benchmarks share: where things lie, sizes, times, worker processes, tables, results.
+"""What the benchmarks share: paths, model sizes, timing, worker processes, tables, results.
 
-Importing it lets a script import the project's modules. Nothing here imports NumPy at once: how
-many threads a BLAS has, and how long they spin, is in the environment of the process that does.
+Importing this module lets a script import the modules of the project. It comes before NumPy, which
+reads from the environment how long the threads of OpenBLAS stay awake.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +17,12 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "README.md", ROOT / "docs" / "speed.md"
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
-VOCABULARY, TEXT = SHARED / "gpt2-vocab", SHARED / "data" / "tinyshakespeare.txt"
+VOCABULARY = SHARED / "gpt2-vocab"
+TEXT = SHARED / "data" / "tinyshakespeare.txt"
+N_THREADS = os.cpu_count()  # of every program that is compared
+WEIGHTS = "reading all weights once"  # the name of this row in several tables
 SIZES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768),
     "355M": (24, 16, 1024),
@@ -25,26 +30,32 @@ SIZES = {  # n_layer, n_head, n_embd
     "1558M": (48, 25, 1600),
 }
 sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py as well
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as in our commands: see startup.py
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as the commands set it
 
 
 def hparams_of(size):
     n_layer, n_head, n_embd = SIZES[size]
-    shape = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": n_embd, "n_head": n_head}
-    return {**shape, "n_layer": n_layer, "layer_norm_epsilon": 1e-5, "eos_token_ids": [50256]}
+    return {
+        "n_vocab": 50257,
+        "n_ctx": 1024,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "n_layer": n_layer,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_ids": [50256],
+    }
 
 
 def matrices(params):
-    """Those that a row is multiplied with on its way: all inside blocks, and the output's."""
-    from model_files.parameters import flatten
-    from optimizer import MATRIX, kind
+    """Yield every matrix that a row is multiplied with on its way through the model."""
+    for block in params["blocks"]:
+        for layer in (*block["attn"].values(), *block["mlp"].values()):
+            yield layer["w"]
+    yield params["wte"].T
 
-    inside = [x for name, x in flatten(params).items() if kind(name, x) == MATRIX]
-    return [*inside, params["wte"].T]
 
-
-def one_row(params):
-    """-> function that multiplies one row with every matrix, and does nothing else: the floor."""
+def read_weights(params):
+    """Return a function that multiplies one row with every matrix and does nothing else."""
     import numpy as np
 
     pairs = [(np.ones((1, len(w)), np.float32), w) for w in matrices(params)]
@@ -52,7 +63,7 @@ def one_row(params):
 
 
 def timed(function, *arguments, n=1):
-    """-> seconds of a call, the mean of n in a row, and what the last one returns."""
+    """Call a function n times; return the mean seconds of a call and what the last one returned."""
     start = time.perf_counter()
     for _ in range(n):
         result = function(*arguments)
@@ -60,43 +71,72 @@ def timed(function, *arguments, n=1):
 
 
 def medians(functions, rounds):
-    """{name: (function, n)} -> {name: median seconds of a call}; in each round all take a turn."""
-    times = {name: [] for name in functions}
+    """Time functions in turn: {name: (function, n)} to {name: median seconds of a call}.
+
+    In each round every function is called n times in a row.
+    """
+    seconds = {name: [] for name in functions}
     for _ in range(rounds):
         for name, (function, n) in functions.items():
-            times[name].append(timed(function, n=n)[0])
-    return {name: median(column) for name, column in times.items()}
+            seconds[name].append(timed(function, n=n)[0])
+    return {name: median(column) for name, column in seconds.items()}
 
 
-def blas_threads(n):
-    """-> the environment of a process whose BLAS has n threads."""
+def run_program(command, **options):
+    """Run a program to its end; return its seconds, its peak MiB and what it printed.
+
+    On Linux the peak is at least the memory of the script that calls this, so it must stay small.
+    """
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=printed, stderr=errors, **options)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            sys.exit(f"{command[:3]} failed:\n{errors.read().decode()}")
+        units_per_mib = 2**20 if sys.platform == "darwin" else 2**10
+        return seconds, usage.ru_maxrss / units_per_mib, printed.read()
+
+
+def blas_threads():
+    """Return the environment of a process whose BLAS uses all threads."""
     names = ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
-    return {**os.environ, **{f"{name}_THREADS": str(n) for name in names}}
+    return {**os.environ, **{f"{name}_THREADS": str(N_THREADS) for name in names}}
 
 
-def run_worker(script, *job, env=None):
-    """Do a job in a process of its own, which calls work; -> what it returns."""
+def run_worker(script, *job):
+    """Call a function of a script in a process of its own; return what it returns.
+
+    job: the function's name and its arguments. The script passes it to start().
+    """
     command = [sys.executable, script, "--worker", json.dumps(job, default=str)]
-    return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, env=blas_threads(), stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
-def work(*functions):
-    """In the worker: print what the job returns, and nothing that libraries print beside it."""
+def start(main, *jobs):
+    """Run main; in a worker instead the job it was given, and print the result as JSON."""
+    if "--worker" not in sys.argv:
+        main()
+        return
     name, *arguments = json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    result = {function.__name__: function for function in functions}[name](*arguments)
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    result = {job.__name__: job for job in jobs}[name](*arguments)
     print(json.dumps(result), file=out)
 
 
 def table(head, rows):
-    """Lines of Markdown."""
+    """Return the lines of a Markdown table."""
     rows = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
-def machine(threads, packages):
-    """One line: processor, system, threads, and the versions of what is installed of packages."""
+def machine(packages, threads=N_THREADS):
+    """Return one line: processor, system, threads, and the versions of installed packages."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
@@ -108,13 +148,25 @@ def machine(threads, packages):
         except metadata.PackageNotFoundError:
             pass
     system = f"{os.cpu_count()} cores, {platform.system()}"
-    return f"{cpu}, {system}; {threads} thread{'s' * (threads > 1)}; {', '.join(versions)}."
+    plural = "s" if threads > 1 else ""
+    return f"{cpu}, {system}; {threads} thread{plural}; {', '.join(versions)}."
 
 
-def report(name, lines, packages=("numpy",), threads=None, write=True):
-    """Print the lines and the machine's, and write them to results/NAME.md."""
-    text = "\n".join([*lines, "", machine(threads or os.cpu_count(), packages), ""])
+def report(name, lines, packages=("numpy",), threads=N_THREADS, write=True):
+    """Print the lines; write them and the machine to results/NAME.md, the lines into the pages."""
+    text = "\n".join([*lines, "", machine(packages, threads)])
     print(text)
     if write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+        (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        fill(name, lines)
+
+
+def fill(marker, lines):
+    """Put lines between <!-- marker --> and <!-- end --> in README.md and docs/speed.md."""
+    text = "\n".join(lines)
+    for path in PAGES:
+        before, mark, rest = path.read_text(encoding="utf-8").partition(f"<!-- {marker} -->\n")
+        if mark:
+            _, end, after = rest.partition("<!-- end -->")
+            path.write_text(f"{before}{mark}{text}\n{end}{after}", encoding="utf-8")

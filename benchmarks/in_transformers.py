@@ -1,8 +1,9 @@
-"""Open a model directory in transformers and compare: ids, logits, greedy text.
+"""Open a model directory in transformers and compare ids, logits and greedy text.
 
-    pip install torch transformers && python benchmarks/in_transformers.py [DIRECTORY] [PROMPT]
+    pip install torch transformers
+    python benchmarks/in_transformers.py [DIRECTORY] [PROMPT]
 
-DIRECTORY is models/shakespeare unless given; whatever train.py writes will do as well.
+DIRECTORY is models/shakespeare unless given; any directory that train.py writes will do.
 """
 
 import sys
@@ -21,15 +22,16 @@ def main(directory=ROOT / "models" / "shakespeare", prompt="To be, or not to", n
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     ids = encoder.encode(prompt)
-    assert ids == tokenizer(prompt)["input_ids"], "the ids differ"
-    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
+    if ids != tokenizer(prompt)["input_ids"]:
+        sys.exit("the ids DIFFER")
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits[0].numpy()
-        after = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0]
-    ours = gpt2(ids, **params, n_head=n_head, eps=eps)
-    print(f"logits differ by at most {np.abs(ours - theirs).max():.1e}")
+        text = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0]
+    ours = gpt2(ids, **params, hparams=hparams)
     found = list(generate(ids, params, hparams, n))
-    print("greedy tokens are", "equal" if after[len(ids) :].tolist()[:n] == found else "DIFFERENT")
+    same = text[len(ids) :].tolist()[:n] == found
+    print(f"logits differ by at most {np.abs(ours - theirs).max():.1e}")
+    print(f"greedy tokens are {'equal' if same else 'DIFFERENT'}")
     print(prompt + encoder.decode(found))
 
 

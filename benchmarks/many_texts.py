@@ -1,70 +1,78 @@
-"""Speed of many texts at once, by how many: this project, transformers, llama.cpp.
+"""Speed of many texts at once: this project, transformers, llama.cpp.
 
-    pip install torch transformers llama-cpp-python gguf matplotlib
-    python benchmarks/many_texts.py ../shared/gpt2-vocab
+    pip install torch transformers llama-cpp-python gguf
+    python benchmarks/many_texts.py
 
-What is installed takes part. 64 prompts of 5 to 30 tokens, 40 tokens each, greedy, prompts
-included, with 124M's shape and random weights whose text never repeats itself (--long: prompts of
-10 to 200). "one by one" is gpt2.py's generate, a prompt after another; its tokens are what the
-others' are compared with. transformers pads the prompts on the left; llama.cpp has all of a
-batch's sequences in one cache. Both take the prompts in batches, and start the next one when the
-last text of the batch has ended. Methods as in peers.py: a process each, the same number of
-threads, rounds in which all take their turn, medians.
-Writes results/many_texts.md (many_texts_long.md) and, with matplotlib, a picture of it.
+Whatever is installed takes part. 64 prompts of 5 to 30 tokens are continued by 40 greedy tokens
+each, with the random 124M weights of peers.py whose text does not repeat itself; up to 2 texts at
+once, the first 16 prompts. "One by one" is gpt2.py's generate, a prompt after another; the tokens
+of all others are compared with its tokens. transformers pads the prompts on the left; llama.cpp
+keeps all sequences of a batch in one cache. Both take the prompts in batches and start the next
+batch when the last text of the one before has ended. The method is that of peers.py.
+
+Below the table stands how many sampled texts of models/shakespeare differ when they are drawn 32 at
+a time. Writes results/many_texts.md and the table in docs/speed.md.
 """
 
 import argparse
+import random
 import sys
-import tempfile
 from importlib.util import find_spec
 from statistics import median
 
-from common import RESULTS, VOCABULARY, blas_threads, report, run_worker, table, timed, work
-from peers import make_model
+import common
+import peers
+from common import run_worker, timed
 
-SIZES = 1, 2, 3, 4, 8, 16, 32, 64
+SIZES = 1, 2, 4, 8, 16, 32, 64
 N_PROMPTS, N_TOKENS = 64, 40
-METHODS = {"ours": [], "transformers": ["torch", "transformers"], "llama.cpp F32": ["llama_cpp"]}
+ONE_BY_ONE = 0  # as a number of texts at once
 
 
-def prompts(long):
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(*((10, 201) if long else (5, 31)), size=N_PROMPTS)
-    return [rng.integers(50_000, size=n).tolist() for n in lengths]
+def prompts():
+    rng = random.Random(0)
+    return [rng.choices(range(50_000), k=rng.randrange(5, 31)) for _ in range(N_PROMPTS)]
 
 
 def batches(texts, size):
     return [texts[i : i + size] for i in range(0, len(texts), size)]
 
 
-def ours(directory, threads):
-    import batch
-    import gpt2
-    from utils import load_encoder_hparams_and_params
+def ours_at_once(texts, params, hparams, size, **sampling):
+    from batch import generate_many
 
-    _, hparams, params = load_encoder_hparams_and_params(directory, "")
-    hparams["eos_token_ids"] = []
+    found = [[] for _ in texts]
+    options = {"batch_size": size, **sampling}
+    for i, id_ in generate_many(texts, params, hparams, N_TOKENS, **options):
+        found[i].append(id_)
+    return found
+
+
+def ours_one_by_one(texts, params, hparams, **sampling):
+    from gpt2 import generate
+
+    return [list(generate(ids, params, hparams, N_TOKENS, **sampling)) for ids in texts]
+
+
+# Programs: each returns generate(texts, size) -> for each text a list of N_TOKENS ids
+
+
+def our_program(directory):
+    hparams, params = peers.load_ours(directory)
 
     def generate(texts, size):
-        found = [[] for _ in texts]
-        if size == 0:
-            return [list(gpt2.generate(ids, params, hparams, N_TOKENS)) for ids in texts]
-        for i, id_ in batch.generate_many(texts, params, hparams, N_TOKENS, batch_size=size):
-            found[i].append(id_)
-        return found
+        if size == ONE_BY_ONE:
+            return ours_one_by_one(texts, params, hparams)
+        return ours_at_once(texts, params, hparams, size)
 
     return generate
 
 
-def transformers(directory, threads):
+def transformers_program(directory):
     import torch
-    from transformers import GPT2LMHeadModel
 
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
+    model = peers.load_transformers(directory)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
     def generate(texts, size):
         found = []
@@ -72,7 +80,6 @@ def transformers(directory, threads):
             longest = max(map(len, some))
             ids = torch.tensor([[0] * (longest - len(text)) + text for text in some])
             mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in some])
-            options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
             out = model.generate(ids, attention_mask=mask, max_new_tokens=N_TOKENS, **options)
             found += out[:, longest:].tolist()
         return found
@@ -80,151 +87,126 @@ def transformers(directory, threads):
     return generate
 
 
-def llama(directory, threads):
+def llama_program(directory):
     import llama_cpp as ll
     import numpy as np
 
     ll.llama_backend_init()
-    quiet = ll.llama_log_callback(lambda *_: None)  # has to outlive all calls
+    quiet = ll.llama_log_callback(lambda *_: None)
     ll.llama_log_set(quiet, None)
-    options = ll.llama_model_default_params()
-    model = ll.llama_model_load_from_file(f"{directory}/F32.gguf".encode(), options)
+    model_options = ll.llama_model_default_params()
+    model = ll.llama_model_load_from_file(f"{directory}/F32.gguf".encode(), model_options)
     n_vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
 
     def decode(context, rows):
-        """rows: (id, position, sequence, whether its logits are wanted) -> the best ids of those"""
+        """Take rows (id, position, sequence, is_last) through the model; return the best ids of
+        the last rows."""
         batch = ll.llama_batch_init(len(rows), 0, 1)
         batch.n_tokens = len(rows)
-        for i, (id_, position, sequence, wanted) in enumerate(rows):
-            batch.token[i], batch.pos[i], batch.logits[i] = id_, position, wanted
+        for i, (id_, position, sequence, is_last) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.logits[i] = id_, position, is_last
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
         if ll.llama_decode(context, batch):
             sys.exit("llama_decode failed")
         ll.llama_batch_free(batch)
-        wanted = (i for i, row in enumerate(rows) if row[3])
-        logits = (ll.llama_get_logits_ith(context, i) for i in wanted)
+        logits = [ll.llama_get_logits_ith(context, i) for i, row in enumerate(rows) if row[3]]
         return [int(np.ctypeslib.as_array(row, (n_vocab,)).argmax()) for row in logits]
 
-    def generate(texts, size):
-        found = []
+    def new_context(size, longest):
         options = ll.llama_context_default_params()
-        options.n_ctx = size * (max(map(len, texts)) + N_TOKENS + 1)
-        options.n_ctx += -options.n_ctx % (256 * size)
-        options.n_batch = options.n_ubatch = max(512, size * max(map(len, texts)))
+        n_ctx = size * (longest + N_TOKENS + 1)
+        options.n_ctx = n_ctx + -n_ctx % (256 * size)
+        options.n_batch = options.n_ubatch = max(512, size * longest)
         options.n_seq_max, options.kv_unified = size, False
-        options.n_threads = options.n_threads_batch = threads
-        context = ll.llama_init_from_model(model, options)
+        options.n_threads = options.n_threads_batch = common.N_THREADS
+        return ll.llama_init_from_model(model, options)
+
+    def generate(texts, size):
+        context, found = new_context(size, max(map(len, texts))), []
         for some in batches(texts, size):
             ll.llama_memory_clear(ll.llama_get_memory(context), True)
-            rows = [
-                (id_, i, sequence, i == len(ids) - 1)
-                for sequence, ids in enumerate(some)
-                for i, id_ in enumerate(ids)
-            ]
+            rows = []
+            for sequence, ids in enumerate(some):
+                rows += [(id_, i, sequence, i == len(ids) - 1) for i, id_ in enumerate(ids)]
             new = [[id_] for id_ in decode(context, rows)]
             for step in range(N_TOKENS - 1):
-                places = enumerate(zip(some, new))
-                rows = [(out[-1], len(ids) + step, i, True) for i, (ids, out) in places]
-                for out, id_ in zip(new, decode(context, rows)):
-                    out.append(id_)
+                rows = [
+                    (ids[-1], len(prompt) + step, sequence, True)
+                    for sequence, (prompt, ids) in enumerate(zip(some, new))
+                ]
+                for ids, id_ in zip(new, decode(context, rows)):
+                    ids.append(id_)
             found += new
         ll.llama_free(context)
         return found
 
-    generate.kept = quiet
+    generate.callback = quiet  # has to live as long as llama.cpp may call it
     return generate
 
 
-def speed(directory, method, sizes, long, threads):
-    """-> {texts at once: [tokens a second, the tokens]}; 0 is one by one."""
-    generate = {"ours": ours, "transformers": transformers, "llama.cpp F32": llama}[method](
-        directory, threads
-    )
-    texts, found = prompts(long), {}
+PROGRAMS = {
+    "this project": (our_program, ()),
+    "transformers": (transformers_program, ("torch", "transformers")),
+    "llama.cpp F32": (llama_program, ("llama_cpp", "gguf")),
+}
+
+
+def speeds(directory, name, sizes):
+    """Return {texts at once: (tokens per second, the tokens)}."""
+    generate = PROGRAMS[name][0](directory)
+    texts, found = prompts(), {}
     generate(texts[:2], 1)
     for size in sizes:
-        n = N_PROMPTS if size > 3 else 16  # slow ones by fewer prompts, of the same lengths
+        n = N_PROMPTS if size > 2 else 16
         seconds, tokens = timed(generate, texts[:n], size)
         found[size] = n * N_TOKENS / seconds, tokens
     return found
 
 
-def show(speeds, same, path):
-    """A table, and the same as a picture."""
-    head = ["texts at once", *speeds]
-    rows = []
-    for size in [0, *SIZES]:
-        row = [size or "one by one"]
-        for name, columns in speeds.items():
-            found = columns.get(size)
-            equal = f" ({same[name][size]})" if found and size else ""
-            row.append(f"{median(found):.1f}{equal}" if found else "")
-        rows.append(row)
-    if find_spec("matplotlib"):
-        import matplotlib
+def rounding(n_rounds=36, size=32):
+    """Say how many sampled texts change when they are drawn together and not alone.
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
-        fig, ax = plt.subplots(figsize=(7, 4))
-        for name, columns in speeds.items():
-            ax.plot(SIZES, [median(columns[size]) for size in SIZES], marker="o", label=name)
-        ax.axhline(median(speeds["ours"][0]), color="gray", linestyle="--", label="one by one")
-        ax.set(xscale="log", yscale="log", xlabel="texts at once", ylabel="tokens a second")
-        ax.set_xticks(SIZES, map(str, SIZES))
-        ax.set_yticks((50, 100, 200, 400), ("50", "100", "200", "400"))
-        ax.minorticks_off()
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False)
-        fig.tight_layout()
-        fig.savefig(path, dpi=110)
-    return table(head, rows)
-
-
-def verdict(speeds):
-    """The goals of many texts, each with what was measured."""
-    mine = {size: median(found) for size, found in speeds["ours"].items()}
-    lines = [f"goal: 5 times one by one: {max(mine.values()) / mine[0]:.2f} times"]
-    worst = min((mine[size] / mine[0], size) for size in (2, 3))
-    lines.append(f"goal: 2 and 3 texts never slower than one by one: {worst[0]:.2f} times")
-    for name, columns in speeds.items():
-        if name != "ours":
-            ratio, size = min((mine[n] / median(columns[n]), n) for n in SIZES if 1 < n <= 32)
-            lines.append(f"goal: ahead of {name}: at worst {ratio:.2f} times, at {size} texts")
-    return lines
+    A product of more rows is rounded differently in its last digit, which can change a choice
+    between two tokens that are almost equally likely.
+    """
+    hparams, params = peers.load_ours(common.ROOT / "models" / "shakespeare")
+    texts, n_different = [[id_] for id_ in range(300, 300 + size)], 0
+    for seed in range(n_rounds):
+        alone = ours_one_by_one(texts, params, hparams, seed=seed)
+        together = ours_at_once(texts, params, hparams, size, seed=seed)
+        n_different += sum(a != b for a, b in zip(alone, together))
+    return (
+        f"Sampled texts of {N_TOKENS} tokens by models/shakespeare: {n_different} of "
+        f"{n_rounds * size:,} differ when {size} are drawn at a time."
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("vocabulary", nargs="?", default=VOCABULARY)
-    parser.add_argument("--models", help="made before: holds 124M-wanders with F32.gguf")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
     args = parser.parse_args()
-    names = [name for name, modules in METHODS.items() if all(map(find_spec, modules))]
-    speeds, same = {name: {} for name in names}, {name: {} for name in names}
-    with tempfile.TemporaryDirectory() as made:
-        directory = f"{args.models or made}/124M-wanders"
-        if not args.models:
-            make_model(directory, "124M", "wanders", args.vocabulary, ["F32"])
-        for _ in range(args.rounds):
-            for name in names:
-                sizes = [0, *SIZES] if name == "ours" else SIZES
-                job = "speed", directory, name, sizes, args.long, args.threads
-                found = run_worker(__file__, *job, env=blas_threads(args.threads))
-                for size, (rate, tokens) in found.items():
-                    speeds[name].setdefault(int(size), []).append(rate)
-                    expected = expected if name != "ours" or int(size) else tokens  # noqa: F821
-                    pairs = list(zip(tokens, expected))  # of the prompts that both have done
-                    n = sum(mine == other for mine, other in pairs)
-                    same[name][int(size)] = f"{n} of {len(pairs)} same"
-                print(name, {k: round(v[0], 1) for k, v in found.items()}, file=sys.stderr)
-    name = "many_texts_long" if args.long else "many_texts"
-    lines = show(speeds, same, RESULTS / f"{name}.png")
-    packages = "numpy", "torch", "transformers", "llama-cpp-python"
-    report(name, [*lines, "", *verdict(speeds)], packages, args.threads)
+    names = [name for name, (_, modules) in PROGRAMS.items() if all(map(find_spec, modules))]
+    found = {name: {} for name in names}  # name -> size -> tokens per second of each round
+    tokens = {name: {} for name in names}
+    directory = peers.random_model("124M", "varies", names)
+    for _ in range(args.rounds):
+        for name in names:
+            sizes = [ONE_BY_ONE, *SIZES] if name == names[0] else SIZES
+            figures = run_worker(__file__, "speeds", directory, name, sizes)
+            for size, (speed, tokens[name][int(size)]) in figures.items():
+                found[name].setdefault(int(size), []).append(speed)
+    expected = tokens[names[0]][ONE_BY_ONE]
+    rows = [["one by one", f"{median(found[names[0]][ONE_BY_ONE]):.1f}", *[""] * len(names[1:])]]
+    for size in SIZES:
+        row = [size]
+        for name in names:
+            pairs = list(zip(tokens[name][size], expected))  # of the prompts that both have done
+            n_same = sum(ours == theirs for ours, theirs in pairs)
+            row.append(f"{median(found[name][size]):.1f} ({n_same} of {len(pairs)})")
+        rows.append(row)
+    lines = [*common.table(["texts at once", *names], rows), "", rounding()]
+    common.report("many_texts", lines, peers.PACKAGES)
 
 
 if __name__ == "__main__":
-    work(speed) if "--worker" in sys.argv else main()
+    common.start(main, speeds)

@@ -1,22 +1,30 @@
-"""What each trick buys, kept or not: one function against the other, in turn, medians, ratio.
+"""What one pass over a model costs, and what each trick buys.
 
     python benchmarks/tricks.py
 
-Shapes are those of 124M. Writes results/tricks.md; docs/speed.md says what became of each.
-"""
+The shapes are those of the 124M model, with random weights. A row is a token that goes through the
+model; the rows of a pass are the tokens of a prompt, a draft that is checked, or the next tokens of
+several texts. "Reading all weights once" is one row times every matrix and nothing else. "Calls
+alone" is a token of a model with as many layers and heads but one number per head: the cost of
+calling NumPy with hardly anything to compute. Tricks are timed in turn with the plain way; matrices
+come from a set that is too large for the processor's cache, as in a pass over a model.
 
-if __name__ == "__main__":
-    import common  # noqa: F401  # before NumPy: it says how long OpenBLAS's threads spin
+Writes results/passes.md and results/tricks.md, and the tables in docs/speed.md.
+"""
 
 import argparse
 import math
+from functools import partial
+from itertools import chain
 from unittest.mock import patch
 
+import common  # before NumPy: it sets how long OpenBLAS's threads stay awake
 import numpy as np
-from common import medians, report, table, timed
+from common import timed
 
-import backward
 import gpt2
+from fast import product
+from training.run import init_params
 
 RNG = np.random.default_rng(0)
 
@@ -25,252 +33,128 @@ def normal(*shape):
     return RNG.standard_normal(shape, np.float32)
 
 
-def layers(n_in, n_out, n=40):
-    """So many matrices that none is in the cache when its turn comes."""
-    return [normal(n_in, n_out) for _ in range(n)]
-
-
-def plain_layer_norm(x, g, b):
-    x = x - x.mean(-1, keepdims=True)
-    return g * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) + b
-
-
-def product_layer_norm(x, g, b, mean):
-    x = x - x @ mean
-    x /= np.sqrt((x * x) @ mean + 1e-5)
-    x *= g
-    x += b
-    return x
-
-
-def whole_gelu(x):
-    """All of x at a time."""
-    with patch.object(gpt2, "PIECE", x.size):
-        return gpt2.gelu(x)
-
-
-def gelu_in_place(x):
-    """Over its own input."""
-    for i in gpt2.pieces(x):
-        x[i] *= gpt2.normal_cdf(x[i])
-    return x
-
-
-def gelu_with_bias(x, b):
-    """The layer's bias added on the way."""
-    for i in gpt2.pieces(x):
-        x[i] += b
-        x[i] *= gpt2.normal_cdf(x[i])
-    return x
-
-
-def attention(q, k, v):
-    """On one core."""
-    with patch.object(gpt2, "SCORES", 2**62):
-        return gpt2.attention(q, k, v)
-
-
-def grouped_attention(q, k, v, n_heads=2, n_queries=128):
-    """A few heads at a time, so that scores stay in a core's own cache."""
-    future = np.triu(np.full((n_queries, n_queries), -np.inf, np.float32), 1)
-    with patch.multiple(gpt2, N_QUERIES=n_queries, FUTURE=future):
-        heads = [slice(i, i + n_heads) for i in range(0, len(q), n_heads)]
-        return np.concatenate([attention(q[i], k[i], v[i]) for i in heads])
-
-
-def product_sum_attention(q, k, v):
-    """The rows' sums as products with ones."""
-    n, d = q.shape[-2:]
-    q, y, ones = q * (1 / math.sqrt(d)), np.empty_like(q), np.ones((n, 1), np.float32)
-    for i in range(0, n, gpt2.N_QUERIES):
-        j = min(i + gpt2.N_QUERIES, n)
-        weights = gpt2.exp_scores(q[..., i:j, :], k[..., :j, :])
-        np.matmul(weights, v[..., :j, :], out=y[..., i:j, :])
-        y[..., i:j, :] /= weights @ ones[:j]
-    return y
-
-
-def full_attention(q, k, v):
-    """All the scores at once, the upper triangle too."""
+def attention_at_once(q, k, v):
+    """Compute all scores, those above the diagonal, too."""
     n = q.shape[1]
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     scores += np.triu(np.full((n, n), -np.inf, np.float32), 1)
     return gpt2.softmax(scores) @ v
 
 
-def keys_first_attention(q, k, v):
-    """Scores as [keys, queries], so that maximum and sum go over rows."""
-    n, d = q.shape[-2:]
-    q, y = q * (1 / math.sqrt(d)), np.empty_like(q)
-    for i in range(0, n, gpt2.N_QUERIES):
-        j = min(i + gpt2.N_QUERIES, n)
-        weights = k[..., :j, :] @ q[..., i:j, :].swapaxes(-1, -2)
-        weights[..., i:, :] += gpt2.FUTURE[: j - i, : j - i].T
-        weights -= weights.max(-2, keepdims=True)
-        np.exp(weights, out=weights)
-        y[..., i:j, :] = weights.swapaxes(-1, -2) @ v[..., :j, :]
-        y[..., i:j, :] /= weights.sum(-2)[..., None]
-    return y
+def attention_on_one_core(q, k, v):
+    with patch.object(gpt2, "in_parallel", lambda work, n, least=1: work(slice(0, n))):
+        return gpt2.attention(q, k, v)
 
 
-def gelu_backward_anew(dy, x):
-    """The gradient of gelu from x alone, with a second tanh."""
-    c, dx = math.sqrt(2 / math.pi), np.empty_like(x)
-    for i in gpt2.pieces(x):
-        cdf = gpt2.normal_cdf(x[i])
-        two_du = x[i] * x[i]
-        two_du *= 6 * 0.044715 * c
-        two_du += 2 * c
-        two_du *= x[i]
-        slope = 1 - cdf
-        slope *= two_du
-        slope += 1
-        slope *= cdf  # cdf + x 2 cdf (1 - cdf) du/dx
-        np.multiply(slope, dy[i], out=dx[i])
-    return dx
+def by_blas(x, matrices):
+    return [x @ w for w in matrices]
 
 
-def training_tricks():
-    """The same for what a training step does with half a batch of the 10.8M shape in a layer."""
-    x, dy = normal(2048, 1536), normal(2048, 1536)
+def by_product(x, matrices):
+    return [product(x, w) for w in matrices]
 
-    def with_slope():
-        _, slope = backward.gelu_forward(x)
-        return backward.gelu_backward(slope, dy)  # overwrites the slope: the next round needs dy
 
+# Tricks: each yields a name, a function without the trick, and a function with it
+
+
+def prompt_tricks():
+    x = normal(1000, 3072)
     yield (
-        "gelu and its gradient, 2048 x 1536: its slope kept",
-        lambda: (gpt2.gelu(x), gelu_backward_anew(dy, x)),
-        with_slope,
+        "1000 tokens: gelu in pieces of rows",
+        lambda: x * gpt2.normal_cdf(x),
+        lambda: gpt2.gelu(x),
     )
-    qkv, dy_heads = normal(8, 3, 6, 256, 64), normal(8, 6, 256, 64)
-    kept, compute = [], gpt2.exp_scores
-
-    def keep(q, k):
-        kept.append(compute(q, k))
-        return kept[-1]
-
-    def both(forward_scores, backward_scores):
-        for sequence, dy in zip(qkv, dy_heads):
-            with patch.object(gpt2, "exp_scores", forward_scores):
-                y = attention(*sequence)
-            with patch.object(backward, "exp_scores", backward_scores):
-                backward.attention_backward(dy, y, sequence)
-
+    added, stream = normal(1000, 768), normal(1000, 768)
     yield (
-        "attention and its gradient, 8 sequences of 256: its weights kept",
-        lambda: both(compute, compute),
-        lambda: both(keep, lambda q, k: kept.pop(0)),
-    )
-
-
-def tricks():
-    """Yield name, function without the trick, function with it."""
-    one, g, b = normal(1, 768), normal(768), normal(768)
-    mean = np.full((768, 1), 1 / 768, np.float32)
-    yield (
-        "layer_norm of a token: in place",
-        lambda: plain_layer_norm(one, g, b),
-        lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
-    )
-    yield (
-        "layer_norm of a token: means as products, too",
-        lambda: gpt2.layer_norm(one, g=g, b=b, eps=1e-5),
-        lambda: product_layer_norm(one, g, b, mean),
-    )
-    many = normal(1000, 3072)
-    yield "gelu of 1000 tokens: in pieces", lambda: whole_gelu(many), lambda: gpt2.gelu(many)
-    bias = normal(3072)
-    yield (
-        "bias and gelu of 1000 tokens: gelu in place",
-        lambda: gpt2.gelu(many + bias),
-        lambda: gelu_in_place(many + bias),
-    )
-    yield (
-        "bias and gelu of 1000 tokens: in the same pieces, too",
-        lambda: gpt2.gelu(many + bias),
-        lambda: gelu_with_bias(many.copy(), bias),
-    )
-    few, residual = normal(1000, 768), normal(1000, 768)
-    yield (
-        "residual of 1000 tokens: added in place",
-        lambda: residual + few,
-        lambda: np.add(residual, few, out=residual),
+        "1000 tokens: residual stream added to in place",
+        lambda: stream + added,
+        lambda: np.add(stream, added, out=stream),
     )
     qkv = normal(3, 12, 1000, 64)
     yield (
-        "attention of 1000 tokens: lower triangle in pieces",
-        lambda: full_attention(*qkv),
-        lambda: attention(*qkv),
+        "1000 tokens: attention for 64 queries at a time",
+        lambda: attention_at_once(*qkv),
+        lambda: attention_on_one_core(*qkv),
     )
     yield (
-        "attention of 1000 tokens: scores as [keys, queries], too",
-        lambda: attention(*qkv),
-        lambda: keys_first_attention(*qkv),
-    )
-    yield (
-        "attention of 1000 tokens: two heads and 128 queries at a time",
-        lambda: attention(*qkv),
-        lambda: grouped_attention(*qkv),
-    )
-    yield (
-        "attention of 1000 tokens: the rows' sums as products",
-        lambda: attention(*qkv),
-        lambda: product_sum_attention(*qkv),
-    )
-    yield (
-        "attention of 1000 tokens: its heads on all cores",
-        lambda: attention(*qkv),
+        "1000 tokens: attention's heads on all cores",
+        lambda: attention_on_one_core(*qkv),
         lambda: gpt2.attention(*qkv),
     )
+
+
+def product_tricks():
     for n_in, n_out in (768, 3072), (3072, 768):
-        stored = layers(n_in, n_out)
-        turned = [np.ascontiguousarray(w.T) for w in stored]
-        for rows in 1, 8, 32:
-            x = normal(rows, n_in)
-            name = f"{rows} x {n_in} x {n_out}"
+        matrices = [normal(n_in, n_out) for _ in range(40)]
+        for n_rows in 2, 8, 16:
+            x = normal(n_rows, n_in)
             yield (
-                f"{name}: matrices stored transposed",
-                lambda x=x, s=stored: [x @ w for w in s],
-                lambda x=x, t=turned: [x @ w.T for w in t],
+                f"{n_rows} rows times 40 matrices of {n_in} x {n_out}: product",
+                partial(by_blas, x, matrices),
+                partial(by_product, x, matrices),
             )
-            if rows > 1:
-                yield (
-                    f"{name}: as (w.T @ x.T).T",
-                    lambda x=x, s=stored: [x @ w for w in s],
-                    lambda x=x, s=stored: [(w.T @ x.T).T for w in s],
-                )
-        for rows in 2, 4, 8, 16:
-            x = normal(rows, n_in)
-            yield (
-                f"{rows} x {n_in} x {n_out}: in small pieces",
-                lambda x=x, s=stored: [x @ w for w in s],
-                lambda x=x, s=stored: [gpt2.product(x, w) for w in s],
-            )
-    table = normal(50257, 768).T
-    for rows in 2, 8, 32:
-        x = normal(rows, 768)
+    embedding = [normal(50257, 768).T]
+    for n_rows in 2, 8, 32:
+        x = normal(n_rows, 768)
         yield (
-            f"{rows} x 768 x 50257, transposed: in small pieces",
-            lambda x=x: x @ table,
-            lambda x=x: gpt2.product(x, table),
+            f"{n_rows} rows times the embedding, transposed: product",
+            partial(by_blas, x, embedding),
+            partial(by_product, x, embedding),
         )
-    yield from training_tricks()
+
+
+def measure_tricks(rounds):
+    """Return the lines of the table of tricks."""
+    rows = []
+    for name, without, trick in chain(prompt_tricks(), product_tricks()):
+        n = max(1, int(0.005 / timed(without)[0]))  # calls in a turn, from this warm-up
+        timed(trick)
+        seconds = common.medians({"without": (without, n), "with": (trick, n)}, rounds)
+        a, b = seconds["without"] * 1e3, seconds["with"] * 1e3
+        rows.append((name, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}"))
+    return common.table(["trick", "without, ms", "with, ms", "speed-up"], rows)
+
+
+def passes(hparams, params):
+    """Return a function that takes n_rows through the model after n_past cached positions."""
+    cache = gpt2.new_cache(hparams["n_ctx"], hparams)
+    cache[...] = 0.1
+    return lambda n_rows, n_past: gpt2.gpt2(
+        [5] * n_rows, **params, hparams=hparams, cache=cache, n_past=n_past, n_logits=n_rows
+    )
+
+
+def measure_passes(rounds):
+    """Return the lines of two tables: a pass of one row by its position, and a pass by its rows."""
+    hparams = common.hparams_of("124M")
+    narrow = {**hparams, "n_vocab": 64, "n_embd": hparams["n_head"]}
+    params = init_params(hparams, RNG)
+    full, calls = passes(hparams, params), passes(narrow, init_params(narrow, RNG))
+    functions = {
+        common.WEIGHTS: (common.read_weights(params), 3),
+        "calls alone": (partial(calls, 1, 1), 30),
+    }
+    for n in 1, 200, 500, 990:
+        functions[f"token at position {n}"] = partial(full, 1, n), 3
+    seconds = common.medians(functions, rounds)
+    weights = seconds[common.WEIGHTS]
+    rows = [(name, f"{s * 1e3:.2f}", f"{s / weights:.2f}") for name, s in seconds.items()]
+    lines = [*common.table(["pass of one row", "ms", "reading = 1"], rows), ""]
+
+    functions = {n: (partial(full, n, 100), 1) for n in (1, 2, 4, 8, 16, 32)}
+    seconds = common.medians(functions, rounds)
+    rows = []
+    for n, s in seconds.items():
+        rows.append((n, f"{s * 1e3:.1f}", f"{s / seconds[1]:.2f}", f"{s / seconds[1] / n:.2f}"))
+    return [*lines, *common.table(["rows", "ms", "one row = 1", "per row"], rows)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="(15)")
     args = parser.parse_args()
-    rows = []
-    for name, without, trick in tricks():
-        n = max(1, int(0.005 / timed(without)[0]))  # the warm-up says how often a turn repeats it
-        timed(trick)
-        times = medians({"without": (without, n), "with": (trick, n)}, args.rounds)
-        a, b = times["without"] * 1e3, times["with"] * 1e3
-        rows.append((name, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}"))
-        print(*rows[-1], flush=True)
-    report("tricks", table(["trick", "without, ms", "with, ms", "speed-up"], rows))
+    common.report("passes", measure_passes(args.rounds))
+    common.report("tricks", measure_tricks(args.rounds))
 
 
 if __name__ == "__main__":

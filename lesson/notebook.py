@@ -40,7 +40,7 @@ FOLDED = {"jupyter": {"source_hidden": True, "outputs_hidden": True}}
 
 
 def notebook_of(text, results, pictures, source, target):
-    """-> the JSON of a notebook.
+    """Return the JSON of a notebook.
 
     pictures: {name: SVG}; source, target: the directories of the text and of the notebook.
     """

@@ -43,9 +43,7 @@ PART = re.compile(
 DECIMAL = re.compile(r" *-?\d+\.\d+")  # with its padding, which a change of sign moves
 
 
-# ================================================================================================
-# Running
-# ================================================================================================
+# ==== Running ===================================================================================
 
 
 def run(text, name, variables):
@@ -69,7 +67,7 @@ def run(text, name, variables):
 
 
 def quote(what):
-    """The source of gpt2_pico.mha, encoder.Encoder.encode, encoder.WORD; of some lines of it."""
+    """Return the source of gpt2_pico.mha, encoder.Encoder.encode or encoder.WORD; or some lines."""
     name, _, lines = what.partition(": ")
     path, *names = name.split(".")
     while not ROOT.joinpath(f"{path}.py").is_file():
@@ -97,7 +95,7 @@ def names_of(node):
 
 
 def plain(value):
-    """Lists, texts and numbers of three decimals, as JSON has them."""
+    """Return a value as JSON has it, with numbers of three decimals."""
     if hasattr(value, "tolist"):  # an array, or a number of NumPy's
         value = value.tolist()
     if isinstance(value, (list, tuple, range)):
@@ -105,9 +103,7 @@ def plain(value):
     return round(value, 3) if isinstance(value, float) else value
 
 
-# ================================================================================================
-# Comparing
-# ================================================================================================
+# ==== Comparing =================================================================================
 
 
 def faults(path, results):
@@ -125,7 +121,7 @@ def faults(path, results):
 
 
 def differ(written, printed):
-    """Is anything but a last digit another?"""
+    """Return whether two texts differ in more than the last digits of numbers."""
     if DECIMAL.sub("#", written) != DECIMAL.sub("#", printed):
         return True
     pairs = zip(DECIMAL.findall(written), DECIMAL.findall(printed))
@@ -164,9 +160,7 @@ def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# ================================================================================================
-# Writing
-# ================================================================================================
+# ==== Writing ===================================================================================
 
 
 def write(path, text, results):

@@ -29,10 +29,11 @@ DTYPES = {name: np.dtype(dtype) for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(path):
-    """-> {name: array mapped from the file, read-only, as it is stored (so maybe unaligned)}.
+    """Return {name: array}, mapped from the file: read-only, as it is stored, maybe unaligned.
 
-    8 bytes, little-endian: length of the header; the header, JSON; the data, without holes:
-    {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...}
+    A file has 8 bytes, little-endian: the length of the header; the header, JSON; the data, without
+    holes: {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]},
+    ...}. ValueError naming the file if it is not like this.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -59,7 +60,7 @@ def read_safetensors(path):
 
 
 def check_entry(path, name, entry):
-    """-> (begin, end) of a tensor of a safetensors header, once dtype, shape and offsets agree."""
+    """Return (begin, end) of a tensor; ValueError unless its dtype, shape and offsets agree."""
 
     def whole(numbers):
         return (
@@ -109,13 +110,13 @@ def write_safetensors(path, tensors, metadata=None, dtype=None):
 
 
 def raw_bytes(x, dtype):
-    """The bytes of an array as a memoryview: its own, or those of its conversion to dtype."""
+    """Return the bytes of an array, converted to dtype, as a memoryview."""
     x = x if x.dtype == dtype else widen(x).astype(dtype, copy=False)
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
 
 
 def widen(x):
-    """-> float32: F16, BF16 widened, unaligned F32 copied, aligned F32 as it is, still mapped."""
+    """Return an array as float32. F32 that is aligned stays as it is, mapped from its file."""
     if x.dtype == BF16:  # the upper half of a float32
         return (x["bfloat16"].astype(np.uint32) << 16).view(np.float32)
     return np.require(x, np.float32, "A")

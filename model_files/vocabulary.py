@@ -1,58 +1,45 @@
-"""Files of a vocabulary: tokenizer.json, or vocab.json with merges.txt, or encoder.json with
-vocab.bpe.
+"""The files of a vocabulary: tokenizer.json, or vocab.json with merges.txt, or OpenAI's names.
 
-A token is spelled with one visible character for each of its bytes: " low" is "Ġlow", and "é",
-two bytes of UTF-8, is "Ã©". Lesson: step 1.
-
-What the files mean is what transformers.AutoTokenizer makes of them. It has two classes for them:
-GPT2Tokenizer takes ids and merges from tokenizer.json, and the rest from tokenizer_config.json;
-PreTrainedTokenizerFast takes tokenizer.json as it is. A file is refused where it contradicts
-another one, where the versions of transformers differ, or where its rules are not GPT-2's.
+They mean what transformers.AutoTokenizer makes of them. It has two classes: GPT2Tokenizer takes ids
+and merges from tokenizer.json and all else from tokenizer_config.json; PreTrainedTokenizerFast
+takes tokenizer.json as it is. Files are refused if they contradict each other, if versions of
+transformers disagree about them, or if their rules are not GPT-2's.
 """
 
 import contextlib
 import gc
 import json
-import zlib
-from itertools import chain, filterfalse
+from itertools import filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
-from model_files.added_tokens import ADDED, CONFIG, MAP, read_added
+from model_files import END_OF_TEXT
 from model_files.files import read_bytes, read_json, write_atomic
 
-# Bytes and CRC-32 of vocab.json and merges.txt of all released sizes: they need no check, which
-# takes 30 ms. Nobody is guarded against here, and hashlib would bring OpenSSL, 3 MB of it.
-RELEASED = [(1042301, 0x6E35860C), (456318, 0xCF4B72C4)]
-
-VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
-CHAR_OF_BYTE = {byte: chr(byte) for byte in VISIBLE}
-CHAR_OF_BYTE |= {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
-BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
-
-SIDE = (CONFIG, MAP, ADDED)
-KINDS = (  # {name: the same under OpenAI's name}
+MAIN_FILES = (  # {our name: the file's name}; the first kind of which all files exist is read
     {"tokenizer.json": "tokenizer.json"},
     {"vocab.json": "vocab.json", "merges.txt": "merges.txt"},
     {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"},
 )
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", *SIDE)
-GPT2 = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
-FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class by its old and its new name
-UNUSUAL = (  # keys of tokenizer.json's model that are empty or false where it is as GPT-2's
-    *("dropout", "continuing_subword_prefix", "end_of_word_suffix"),
-    *("byte_fallback", "ignore_merges"),
+SIDE_FILES = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", *SIDE_FILES)
+GPT2_CLASSES = None, "GPT2Tokenizer", "GPT2TokenizerFast"
+FAST_CLASSES = "PreTrainedTokenizerFast", "TokenizersBackend"  # the old and the new name
+UNUSUAL = (  # keys of tokenizer.json's model that must be empty or false, as in GPT-2
+    "dropout",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+    "ignore_merges",
 )
 
 
 class Vocabulary(NamedTuple):
-    """What the files say.
+    """A vocabulary. Tokens are spelled with the byte alphabet of encoder.py.
 
-    ids: {spelled token: id}; merges: [(spelled token, spelled token)], the first comes first;
-    added: {literal text: AddedToken}, of which those that are not in ids, too, have the ids that
-    come next; add_prefix_space: each part of a text begins with a space; files: {name: bytes}, none
-    where it was learned.
+    ids: {token: id}; merges: [(token, token), ...], the first one first; added: {text: AddedToken},
+    where those that are not in ids have the ids after them; add_prefix_space: every text begins
+    with a space; files: {name: bytes} of the files that were read; source: their directory.
     """
 
     ids: dict
@@ -60,47 +47,70 @@ class Vocabulary(NamedTuple):
     added: dict = {}
     add_prefix_space: bool = False
     files: dict = {}
+    source: str = "the vocabulary"
+
+    def is_plain(self):
+        """Return whether text becomes ids by GPT-2's own rules."""
+        return not self.add_prefix_space and self.added.keys() <= {END_OF_TEXT}
 
 
 def read_vocabulary(directory, is_released=False):
-    """-> the Vocabulary of a directory; is_released: of vocab.json and merges.txt, or as OpenAI
-    calls them, whatever there is beside them.
+    """Return the Vocabulary of a directory.
 
-    FileNotFoundError if there is none, ValueError naming the file if one is damaged, or says what
-    is not done here.
+    is_released: read vocab.json and merges.txt, or OpenAI's names for them, and no other files.
+    FileNotFoundError if the files are missing, ValueError naming the file if one is damaged or has
+    rules that are not supported here.
     """
-    paths = find_files(Path(directory), is_released)
+    directory = Path(directory)
+    paths = find_files(directory, is_released)
     with paused_gc():
         files = {name: read_bytes(path) for name, path in paths.items()}
-        said = {n: read_json(paths[n], data) for n, data in files.items() if n != "merges.txt"}
-        if "tokenizer.json" in said:
-            ids, merges = read_tokenizer(paths["tokenizer.json"], said["tokenizer.json"])
+        contents = {
+            name: read_json(paths[name], data)
+            for name, data in files.items()
+            if name != "merges.txt"
+        }
+        if "tokenizer.json" in contents:
+            ids, merges = read_tokenizer(paths["tokenizer.json"], contents["tokenizer.json"])
+            source = paths["tokenizer.json"]
         else:
-            ids = said["vocab.json"]
+            ids = contents["vocab.json"]
             merges = read_merges(paths["merges.txt"], files["merges.txt"], ids)
-        names = [name for name in paths if name not in SIDE]
-        if [(len(files[name]), zlib.crc32(files[name])) for name in names] != RELEASED:
-            try:
-                check_vocabulary(ids, merges)
-            except ValueError as error:
-                where = " or ".join(str(paths[name]) for name in names)
-                raise ValueError(f"{where}: {error}") from None
-    is_fast, prefix = read_settings(Path(directory), said)
-    try:
-        added = read_added(paths, said, ids, is_fast)
-    except (AttributeError, KeyError, TypeError) as error:
-        where = " or ".join(map(str, paths.values()))
-        raise ValueError(f"{where}: damaged added tokens ({error!r:.80})") from None
-    return Vocabulary(ids, merges, added, prefix, files)
+            source = f"{paths['vocab.json']} or {paths['merges.txt']}"
+        try:
+            check_vocabulary(ids, merges)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+    is_fast, add_prefix_space = read_settings(directory, contents)
+    added = {}
+    if paths.keys() != {"vocab.json", "merges.txt"} or END_OF_TEXT not in ids:
+        from model_files.added_tokens import read_added  # GPT-2 itself has none
+
+        try:
+            added = read_added(paths, contents, ids, is_fast)
+        except (AttributeError, KeyError, TypeError) as error:
+            where = " or ".join(map(str, paths.values()))
+            raise ValueError(f"{where}: damaged added tokens ({error!r:.80})") from None
+    return Vocabulary(ids, merges, added, add_prefix_space, files, str(source))
+
+
+def holds_vocabulary(directory):
+    """Return whether a directory has a vocabulary that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool(read_vocabulary(directory))
+    return False
 
 
 def find_files(directory, is_released):
-    """-> {name: path} of the files that say what the vocabulary is."""
-    for names in KINDS[::-1] if is_released else KINDS:
-        if all((directory / name).is_file() for name in names.values()):
-            side = () if is_released else SIDE
-            names = names | {name: name for name in side if (directory / name).is_file()}
-            return {name: directory / there for name, there in names.items()}
+    """Return {name: path} of the files that define the vocabulary."""
+    kinds = reversed(MAIN_FILES) if is_released else MAIN_FILES
+    for kind in kinds:
+        paths = {name: directory / file for name, file in kind.items()}
+        if all(path.is_file() for path in paths.values()):
+            if not is_released:
+                side = {name: directory / name for name in SIDE_FILES}
+                paths |= {name: path for name, path in side.items() if path.is_file()}
+            return paths
     raise FileNotFoundError(
         f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
         "no tokenizer.json"
@@ -109,35 +119,33 @@ def find_files(directory, is_released):
 
 @contextlib.contextmanager
 def paused_gc():
-    """50,000 new pairs set the collector off again and again, for a fifth of the loading time."""
-    collects = gc.isenabled()
+    """Keep the garbage collector from searching 50,000 new tuples again and again.
+
+    That would take a fifth of the loading time.
+    """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
 def check_vocabulary(ids, merges):
-    """ValueError if ids are not 0 to n - 1, a byte has no token, or a merge leads nowhere."""
-    if set(map(type, ids.values())) - {int}:
+    """Raise ValueError unless the ids are 0 to n - 1 and each merge makes a token."""
+    if {*map(type, ids.values())} != {int}:
         raise ValueError("an id is not an integer")
     if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}, each once")
-    if missing := BYTE_OF_CHAR.keys() - ids.keys():
-        raise ValueError(f"byte {BYTE_OF_CHAR[min(missing)]} has no token")
-    if len(set(merges)) < len(merges):
-        raise ValueError("a merge is there twice")
-    tokens = chain(chain.from_iterable(merges), map("".join, merges))
-    for token in filterfalse(ids.__contains__, tokens):
-        raise ValueError(f"a merge leads nowhere: {token!r:.40} has no id")
+    for token in filterfalse(ids.__contains__, map("".join, merges)):
+        raise ValueError(f"a merge makes {token!r:.40}, which is not a token")
 
 
 def read_merges(path, data, ids):
-    """Pairs of tokens, a line each; the first line may give a version instead.
+    """Return the pairs of tokens, one per line. The first line may give a version instead.
 
-    Their strings are those of ids: to have each token once saves 10 MB.
+    Tokens are the same str objects as in ids, which saves 10 MB.
     """
     try:
         text = data.decode("utf-8")
@@ -145,21 +153,27 @@ def read_merges(path, data, ids):
         raise ValueError(f"{path}: {error}") from None
     if text.startswith("#version"):
         text = text.partition("\n")[2]
-    text, tokens = text.strip(), text.split()
-    if len(tokens) != 2 * (text.count("\n") + bool(text)):
-        raise ValueError(f"{path}: not two tokens a line")
-    spelled = dict(zip(ids, ids))
-    tokens = list(map(spelled.get, tokens, tokens))
-    return list(zip(tokens[::2], tokens[1::2], strict=True))
+    text = text.strip()
+    tokens = text.split()
+    n_lines = text.count("\n") + 1 if text else 0
+    if len(tokens) != 2 * n_lines:
+        raise ValueError(f"{path}: a line does not hold two tokens")
+    known = dict(zip(ids, ids))
+    try:
+        tokens = [known[token] for token in tokens]
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} of a merge is not a token") from None
+    return list(zip(tokens[::2], tokens[1::2]))
 
 
 def read_tokenizer(path, file):
-    """The ids and merges of a tokenizer.json that treats text as GPT-2 does."""
+    """Return ids and merges of a tokenizer.json that treats text as GPT-2 does."""
     try:
         model, post = file["model"], file.get("post_processor")
         ids = dict(model["vocab"])
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        merges = [(str(a), str(b)) for a, b in pairs]
+        known = dict(zip(ids, ids))
+        merges = [(known[a], known[b]) for a, b in pairs]
         is_usual = {
             "model.type": model.get("type", "BPE") == "BPE",
             **{f"model.{name}": not model.get(name) for name in UNUSUAL},
@@ -177,15 +191,15 @@ def read_tokenizer(path, file):
 
 
 def pre_tokenizer(file):
-    """What tokenizer.json says of its ByteLevel, which may be the only member of a Sequence."""
-    cut = file.get("pre_tokenizer") or {"type": "ByteLevel"}
-    if cut.get("type") == "Sequence" and len(cut["pretokenizers"]) == 1:
-        cut = cut["pretokenizers"][0]
-    return cut if cut.get("type") == "ByteLevel" else {"use_regex": False}
+    """Return the settings of ByteLevel, which may be the only member of a Sequence."""
+    settings = file.get("pre_tokenizer") or {"type": "ByteLevel"}
+    if settings.get("type") == "Sequence" and len(settings["pretokenizers"]) == 1:
+        settings = settings["pretokenizers"][0]
+    return settings if settings.get("type") == "ByteLevel" else {"use_regex": False}
 
 
 def adds_tokens(post):
-    """Does a post-processor do more than to count characters?"""
+    """Return whether a post-processor does more than to count characters."""
     if post["type"] == "Sequence":
         return any(map(adds_tokens, post["processors"]))
     if post["type"] == "TemplateProcessing":
@@ -193,36 +207,39 @@ def adds_tokens(post):
     return post["type"] != "ByteLevel"
 
 
-def read_settings(directory, said):
-    """-> does AutoTokenizer take tokenizer.json as it is, and does a part begin with a space?"""
-    settings, path = said.get(CONFIG, {}), directory / CONFIG
+def read_settings(directory, contents):
+    """Return whether AutoTokenizer takes tokenizer.json as it is, and add_prefix_space."""
+    path = directory / "tokenizer_config.json"
+    settings, tokenizer = contents.get(path.name, {}), contents.get("tokenizer.json")
     name = settings.get("tokenizer_class")
-    is_fast, is_whole = name in FAST, "tokenizer.json" in said
-    if name not in GPT2 + FAST:
+    is_fast = name in FAST_CLASSES
+    if name not in GPT2_CLASSES + FAST_CLASSES:
         raise ValueError(f"{path}: tokenizer_class {name!r:.40} is not GPT-2's")
-    if is_fast and not is_whole:
-        raise ValueError(f"{path}: tokenizer_class {name} reads tokenizer.json: there is none")
+    if is_fast and not tokenizer:
+        raise ValueError(f"{path}: tokenizer_class {name} reads tokenizer.json, which is missing")
     config = directory / "config.json"
-    named = read_json(config).get("tokenizer_class") if config.is_file() and not name else None
-    if named not in GPT2:
-        raise ValueError(f"{config}: tokenizer_class {named!r:.40} is not GPT-2's")
+    if not name and config.is_file():
+        other_name = read_json(config).get("tokenizer_class")
+        if other_name not in GPT2_CLASSES:
+            raise ValueError(f"{config}: tokenizer_class {other_name!r:.40} is not GPT-2's")
     refused = ["split_special_tokens", "fast_tokenizer_files"]
-    refused += [] if is_whole else ["add_bos_token", "add_eos_token"]
+    if not tokenizer:
+        refused += ["add_bos_token", "add_eos_token"]
     for name in filter(settings.get, refused):
         raise ValueError(f"{path}: {name} is {settings[name]!r:.40}: it would give other ids")
-    prefix = bool(settings.get("add_prefix_space"))
-    if is_fast:
-        for name in "pre_tokenizer", "decoder":
-            if not said["tokenizer.json"].get(name):
-                raise ValueError(f"{directory / 'tokenizer.json'}: it has no {name}")
-        prefix = bool(pre_tokenizer(said["tokenizer.json"]).get("add_prefix_space"))
-        if settings.get("add_prefix_space") not in (None, prefix):
-            raise ValueError(f"{path}: add_prefix_space contradicts tokenizer.json")
-    return is_fast, prefix
+    if not is_fast:
+        return False, bool(settings.get("add_prefix_space"))
+    for name in ("pre_tokenizer", "decoder"):
+        if not tokenizer.get(name):
+            raise ValueError(f"{directory / 'tokenizer.json'}: it has no {name}")
+    add_prefix_space = bool(pre_tokenizer(tokenizer).get("add_prefix_space"))
+    if settings.get("add_prefix_space") not in (None, add_prefix_space):
+        raise ValueError(f"{path}: add_prefix_space contradicts tokenizer.json")
+    return True, add_prefix_space
 
 
 def save_vocabulary(vocabulary, directory):
-    """Write the files that it was read from, unchanged; vocab.json and merges.txt if it was not."""
+    """Write the files that the vocabulary was read from, or vocab.json and merges.txt."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     merges = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
@@ -233,5 +250,5 @@ def save_vocabulary(vocabulary, directory):
     for name, data in files.items():
         with write_atomic(directory / name) as file:
             file.write(data)
-    for name in {*FILES} - files.keys():  # of a model before
+    for name in {*FILES} - files.keys():  # of a model that was here before
         (directory / name).unlink(missing_ok=True)

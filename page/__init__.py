@@ -1,10 +1,10 @@
-"""The page of explain.py: data.py writes what it holds, data.js reads it, the other scripts draw.
+"""The page of explain.py, and what the command records for it.
 
-page.html   the words, and where the pictures go
-style.css   light and dark, wide and narrow
-data.js     what the panels ask of the data: tokens, weights, products, probabilities, shares
+record.py   runs the model and records what happens in it
+data.py     packs the records into one HTML file, page.html with style.css
+data.js     what the panels ask of the data: tokens, attention, probabilities, attribution
 parts.js    tables, bars, colours, small charts
 strip.js    the text and what comes next
-lens.js, attention.js, stream.js, why.js, choosing.js: a panel each
-main.js     one state, which the address keeps; keys; the start
+lens.js, attention.js, stream.js, why.js, choosing.js: one panel each
+main.js     the state, which the address keeps; keys; the start
 """

@@ -1,28 +1,27 @@
-// The wall of all heads, one of them large, and the product of one query and one key.
+// The maps of all heads, the map of the selected head, and the product of one query and one key.
 
-// A head's map as bytes, size by size: of several weights that share a pixel the largest.
+// A head's map, size by size bytes. If several weights share a pixel, it shows the largest of them.
 function mapOf(layer, head, size, carried) {
   const bytes = new Uint8Array(size * size);
   for (let i = 0; i < n; i++) {
-    const weights = weightsOf(layer, head, i, carried), y = Math.floor(i * size / n);
-    for (let j = 0; weights && j <= i; j++) {
-      const at = y * size + Math.floor(j * size / n);
-      const byte = Math.round(255 * Math.sqrt(weights[j]));
-      if (byte > bytes[at]) bytes[at] = byte;
+    const pattern = patternOf(layer, head, i, carried), y = Math.floor(i * size / n);
+    for (let j = 0; pattern && j <= i; j++) {
+      const pixel = y * size + Math.floor(j * size / n);
+      bytes[pixel] = Math.max(bytes[pixel], Math.round(255 * Math.sqrt(pattern[j])));
     }
   }
   return bytes;
 }
 
-// The token looked at: the selected one, or else the one that is looked at most.
+// The token that is looked at: the selected one, or by default the one with the largest weight.
 function keyOf() {
-  const weights = weightsOf(state.layer, state.head, state.token, state.carried) ?? [1];
-  return state.key ?? weights.indexOf(Math.max(...weights));
+  const pattern = patternOf(state.layer, state.head, state.token, state.carried) ?? [1];
+  return state.key ?? pattern.indexOf(Math.max(...pattern));
 }
 
 const wall = {key: "", side: 0, picture: document.createElement("canvas")};
 
-// All maps, a row for each block; drawn a block at a time, so that the page stays awake.
+// All maps, a row for each block. A pause after each row lets the page react meanwhile.
 async function drawWall() {
   const room = roomFor("wall") - MARGIN, key = [room, state.carried, dark.matches].join();
   if (key === wall.key) return frameWall();
@@ -50,10 +49,10 @@ function frameWall() {
   context.drawImage(picture, MARGIN, MARGIN, side * n_head, side * n_layer);
   axes(context, range(n_layer), range(n_head), side);
   frame(context, MARGIN + state.head * side - 1, MARGIN + state.layer * side - 1, side, side);
-  $("wall").onclick = event => change(placeIn(event, side, n_head));
+  $("wall").onclick = event => change(cellAt(event, side, n_head));
 }
 
-// The selected head, with names on both sides where there is room for them.
+// The map of the selected head, with the tokens on both sides if there is room for them.
 function drawMap() {
   const {token: i, layer, head, carried} = state, key = keyOf();
   const room = Math.min(roomFor("map"), 640);
@@ -80,8 +79,9 @@ function drawMap() {
   frame(context, left + key * side, left + i * side, side, side);
   $("map-title").textContent = `Block ${layer}, head ${head}`;
   $("map").onclick = event => {
-    const at = x => Math.max(0, Math.min(n - 1, Math.floor((x - left) / side)));
-    change({token: at(event.offsetY), key: Math.min(at(event.offsetX), at(event.offsetY))});
+    const index = x => limit(Math.floor((x - left) / side), 0, n - 1);
+    const query = index(event.offsetY);
+    change({token: query, key: Math.min(index(event.offsetX), query)});
   };
 }
 
@@ -94,21 +94,21 @@ function drawScale() {
 
 function drawLooks() {
   const {token: i, layer, head, carried} = state, key = keyOf();
-  const weights = weightsOf(layer, head, i, carried);
+  const pattern = patternOf(layer, head, i, carried);
   options($("layer"), range(n_layer).map(String), layer);
   options($("head"), range(n_head).map(String), head);
   options($("key"), range(i + 1).map(j => `${j} ${tokenAt(j)}`), key);
   $("carried").checked = carried;
-  behind("map-table", () => (weights ? table(["position", "token", "weight"],
-    Array.from(weights, (x, j) => [String(j), token(tokenAt(j)), percent(x)])) : "–"));
-  if (!weights) {
-    const [start, stop] = facts.fits.weights;
+  behind("map-table", () => (pattern ? table(["position", "token", "weight"],
+    Array.from(pattern, (x, j) => [String(j), token(tokenAt(j)), percent(x)])) : "–"));
+  if (!pattern) {
+    const [start, stop] = facts.fits.pattern;
     $("looks").textContent = `Attention is kept for positions ${start} to ${stop - 1} only.`;
     return;
   }
-  const order = range(i + 1).sort((a, b) => weights[b] - weights[a]).slice(0, 6);
-  const rows = order.map(j => mark(
-    [String(j), token(tokenAt(j)), percent(weights[j]), bar(weights[j])], j === key ? "next" : ""));
+  const largest = range(i + 1).sort((a, b) => pattern[b] - pattern[a]).slice(0, 6);
+  const rows = largest.map(j => mark(
+    [String(j), token(tokenAt(j)), percent(pattern[j]), bar(pattern[j])], j === key ? "next" : ""));
   $("looks").replaceChildren(
     make("p", {}, token(tokenAt(i)), carried ? " takes over most from:" : " looks most at:"),
     table(["position", "token", "weight", ""], rows, "bars"));
@@ -123,14 +123,14 @@ function drawProducts() {
     products.map(({q, k, product}, d) =>
       [String(d), q.toFixed(3), k.toFixed(3), signed(product)])) : "–"));
   if (!products) {
-    const [start, stop] = facts.fits.products;
+    const [start, stop] = facts.fits.qk;
     $("products-text").textContent =
       `Queries and keys are kept for positions ${start} to ${stop - 1} only.`;
     return;
   }
   const values = products.map(x => x.product), sum = values.reduce((a, b) => a + b, 0);
   columns("products", values, values.map(x => css(colour("two", x < 0 ? -0.6 : 0.6))));
-  const weight = weightsOf(layer, head, i, false)?.[key];
+  const weight = patternOf(layer, head, i, false)?.[key];
   $("products-text").textContent =
     `Score ${signed(sum)}, the sum of ${values.length} products. Softmax makes a weight of each ` +
     `score, larger the larger the score is beside the others: here ${percent(weight)}.`;

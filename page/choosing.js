@@ -1,6 +1,6 @@
-// From logits to a token, as gpt2.py does it.
+// From logits to a token, in the way of gpt2.py.
 
-const FULL = 100;  // the slider's end: no limit
+const FULL = 100;  // the end of the slider, which means no limit
 
 const sliderOfTopK = k => (k === null ? FULL
   : Math.min(FULL - 1, Math.round(FULL * Math.log(k) / Math.log(n_vocab))));
@@ -46,7 +46,7 @@ function drawChoosing() {
 function draw() {
   const left = probabilities(distributionAt(state.token), state);
   let x = Math.random();
-  const found = left.find(entry => (x -= entry.p * entry.kept) < 0) ?? left[left.length - 1];
-  $("drawn").replaceChildren("Drawn: ", ...(found.id === null ? ["another token"]
-    : [token(nameOf(found.id)), ` (${percent(found.p)})`]));
+  const drawn = left.find(one => (x -= one.p * one.kept) < 0) ?? left[left.length - 1];
+  $("drawn").replaceChildren("Drawn: ", ...(drawn.id === null ? ["another token"]
+    : [token(nameOf(drawn.id)), ` (${percent(drawn.p)})`]));
 }

@@ -1,6 +1,7 @@
 "use strict";
-// What data.py has packed, and the questions that the panels ask of it. Everything here is global
-// to the script of the page: facts are the small things, arrays the large ones, by data.py's names.
+// The data of the page, as data.py has packed it, and the questions that the panels ask of it. All
+// scripts of the page share one global scope. facts are the small things; arrays are the large ones,
+// under the names of record.py.
 
 const facts = JSON.parse(document.getElementById("data").textContent);
 const arrays = {};
@@ -8,9 +9,9 @@ const ids = facts.ids, n = ids.length, {n_layer, n_head, n_embd, n_vocab} = fact
 const TYPES = {
   u1: Uint8Array, i1: Int8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array,
 };
-let wordStarts;
+let tokenStarts;  // where the bytes of each id begin
 
-async function unpack({type, shape, step, data}) {
+async function unpack({type, shape, data}) {
   const text = atob(data), packed = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -21,9 +22,7 @@ async function unpack({type, shape, step, data}) {
     for (let plane = 0; plane < size; plane++)
       for (let i = 0; i < length; i++) bytes[i * size + plane] = planes[plane * length + i];
   }
-  let values = new Type(bytes.buffer);
-  if (step) values = Float64Array.from(values, x => x * step);
-  return {values, shape};
+  return {values: new Type(bytes.buffer), shape};
 }
 
 async function unpackAll() {
@@ -31,30 +30,30 @@ async function unpackAll() {
   const all = await Promise.all(names.map(name => unpack(facts.arrays[name])));
   names.forEach((name, i) => { arrays[name] = all[i]; });
   facts.arrays = null;
-  wordStarts = new Uint32Array(n_vocab + 1);
-  arrays.word_lengths.values.forEach((length, id) => {
-    wordStarts[id + 1] = wordStarts[id] + length;
+  tokenStarts = new Uint32Array(n_vocab + 1);
+  arrays.token_lengths.values.forEach((length, id) => {
+    tokenStarts[id + 1] = tokenStarts[id] + length;
   });
 }
 
-// The last axis of an array at a place on the others.
-function line(name, ...place) {
+// The numbers of an array along its last axis, at an index for each of the other axes.
+function rowOf(name, ...indices) {
   const {values, shape} = arrays[name];
   const length = shape[shape.length - 1];
-  const index = place.reduce((sum, x, axis) => sum * shape[axis] + x, 0);
-  return values.subarray(index * length, (index + 1) * length);
+  const row = indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
+  return values.subarray(row * length, (row + 1) * length);
 }
 
 // Tokens
 
 function bytesOf(id) {
-  return arrays.word_bytes.values.subarray(wordStarts[id], wordStarts[id + 1]);
+  return arrays.token_bytes.values.subarray(tokenStarts[id], tokenStarts[id + 1]);
 }
 
 const hex = (x, length) => x.toString(16).toUpperCase().padStart(length, "0");
 const hexOf = bytes => Array.from(bytes, x => hex(x, 2));
 
-// A token so that all of it can be seen: " be" is "␣be", part of a character "⟨E2 98⟩".
+// A token with everything in it made visible: " be" is "␣be", and part of a character "⟨E2 98⟩".
 function nameOf(id) {
   const bytes = bytesOf(id);
   if (!bytes.length) return "⟨no token⟩";
@@ -73,84 +72,85 @@ function nameOf(id) {
 const tokenAt = i => nameOf(ids[i]);
 const nextId = i => (i + 1 < n ? ids[i + 1] : facts.beyond[0]);
 
-// Which positions of a long text have this? fits: [first, behind the last one]
-
-function placeOf(kind, i) {
+// Of a long text, some arrays hold only the positions from start to stop: -> the index of position i
+// in them, or -1.
+function indexIn(kind, i) {
   const [start, stop] = facts.fits[kind];
   return i >= start && i < stop ? i - start : -1;
 }
 
 // Attention
 
-// How token i of a head shares its attention: a number from 0 to 1 for each token up to itself,
-// or null where it is left out. carried: weighed by the size of the values, and again a whole.
-function weightsOf(layer, head, i, carried) {
-  const place = placeOf("weights", i);
-  if (place < 0) return null;
-  const weights = new Float32Array(i + 1), {values, shape} = arrays.weights;
+// How much of its attention token i gives to each token up to itself, in one head: numbers from 0 to
+// 1, or null where the page does not hold them. carried: weighted by the sizes of the values, and
+// scaled so that the sum is 1 again.
+function patternOf(layer, head, i, carried) {
+  const index = indexIn("pattern", i);
+  if (index < 0) return null;
+  const pattern = new Float32Array(i + 1), {values, shape} = arrays.pattern;
   if (facts.fits.strongest) {
-    const found = line("weights", layer, head, place);
-    const at = line("weight_places", layer, head, place);
-    found.forEach((x, j) => { if (at[j] <= i) weights[at[j]] = (x / 255) ** 2; });
+    const keys = rowOf("pattern_keys", layer, head, index);
+    rowOf("pattern", layer, head, index).forEach((x, j) => {
+      if (keys[j] <= i) pattern[keys[j]] = (x / 255) ** 2;
+    });
   } else {
     const start = (layer * n_head + head) * shape[2] + i * (i + 1) / 2;
-    for (let j = 0; j <= i; j++) weights[j] = (values[start + j] / 255) ** 2;
+    for (let j = 0; j <= i; j++) pattern[j] = (values[start + j] / 255) ** 2;
   }
-  if (!carried) return weights;
-  const sizes = line("carried", layer, head);
+  if (!carried) return pattern;
+  const norms = rowOf("value_norms", layer, head);
   let sum = 0;
-  weights.forEach((x, j) => { sum += weights[j] = x * (sizes[j] / 255) ** 2; });
-  return sum ? weights.map(x => x / sum) : weights;
+  pattern.forEach((x, j) => { sum += pattern[j] = x * (norms[j] / 255) ** 2; });
+  return sum ? pattern.map(x => x / sum) : pattern;
 }
 
-// Query and key of a pair, number by number, and their products divided by the root of their count.
+// The numbers of a query and a key, and their products divided by the root of their count: the sum
+// of these is the score.
 function productsOf(layer, head, i, j) {
-  const a = placeOf("products", i), b = placeOf("products", j);
-  if (a < 0 || b < 0) return null;
-  const scale = name => line(`${name}_scale`, layer, head);
-  const q = Array.from(line("q", layer, head, a), (x, d) => x * scale("q")[d]);
-  const k = Array.from(line("k", layer, head, b), (x, d) => x * scale("k")[d]);
+  const indices = [indexIn("qk", i), indexIn("qk", j)];
+  if (Math.min(...indices) < 0) return null;
+  const [q, k] = indices.map((index, which) => {
+    const steps = rowOf("qk_step", layer, which, head);
+    return Array.from(rowOf("qk", layer, which, head, index), (x, d) => x * steps[d]);
+  });
   return q.map((x, d) => ({q: x, k: k[d], product: x * k[d] / Math.sqrt(q.length)}));
 }
 
 // What may come next
 
 function candidatesAt(i) {
-  const logits = line("logits", i), sum = arrays.log_sum.values[i];
-  return Array.from(line("candidates", i), (id, c) =>
-    ({id, place: c, logit: logits[c], p: Math.exp(logits[c] - sum)}));
+  const logits = rowOf("candidate_logits", i), sum = arrays.log_sum_exp.values[i];
+  return Array.from(rowOf("candidates", i), (id, c) =>
+    ({id, logit: logits[c], p: Math.exp(logits[c] - sum)}));
 }
 
-function probabilityOf(i, id) {
-  return candidatesAt(i).find(x => x.id === id)?.p;
-}
-
-// The distribution after token i: {id, logit, count}, the likeliest first. After the prompt it is
-// all of the vocabulary; elsewhere its best tokens, and the others in groups without an id.
+// The distribution after token i: {id, logit, count}, the most likely first. After the prompt these
+// are all tokens; elsewhere the most likely tokens, and the others in groups without an id.
 function distributionAt(i) {
   const penalty = facts.sampling.repetition_penalty ?? 1;
-  const there = penalty === 1 ? null : new Set(ids.slice(0, i + 1));
-  const penalized = (id, logit) =>
-    there?.has(id) ? (logit < 0 ? logit * penalty : logit / penalty) : logit;
+  const earlier = new Set(ids.slice(0, i + 1));
+  const penalized = (id, logit) => {
+    if (penalty === 1 || !earlier.has(id)) return logit;
+    return logit < 0 ? logit * penalty : logit / penalty;
+  };
+  const one = (id, logit) => ({id, logit: penalized(id, logit), count: 1});
   let all;
   if (i === facts.n_prompt - 1) {
-    all = Array.from(arrays.full.values, (x, id) => ({id, logit: penalized(id, x), count: 1}));
+    all = Array.from(arrays.prompt_logits.values, (logit, id) => one(id, logit));
   } else {
-    const logits = line("best_logits", i);
-    all = Array.from(line("best", i), (id, c) => ({id, logit: penalized(id, logits[c]), count: 1}));
-    const [start, stop] = arrays.bin_starts.values.subarray(i, i + 2);
-    for (let bin = start; bin < stop; bin++) {
-      const count = arrays.bin_counts.values[bin];
-      const below = bin - start + (arrays.bin_means.values[bin] + 0.5) / 256;
-      const logit = logits[logits.length - 1] - below / facts.fits.bins;
-      if (count) all.push({id: null, logit, count});
-    }
+    const logits = rowOf("best_logits", i), last = logits[logits.length - 1];
+    all = Array.from(rowOf("best", i), (id, c) => one(id, logits[c]));
+    const means = rowOf("bin_means", i);
+    rowOf("bin_counts", i).forEach((count, bin) => {
+      const below = (bin + (means[bin] + 0.5) / 256) / facts.fits.bins;
+      if (count) all.push({id: null, logit: last - below, count});
+    });
   }
   return all.sort((a, b) => b.logit - a.logit);
 }
 
-// gpt2.probabilities, for a distribution with groups: adds to each how many are left (kept) and
-// the probability of one of them (p).
+// The same as gpt2.probabilities, for a distribution with groups. Each group gets kept, how many of
+// it remain, and p, the probability of one of them.
 function probabilities(distribution, {temperature, top_k, top_p, min_p}) {
   const best = distribution[0].logit;
   if (!temperature) return [{...distribution[0], kept: 1, p: 1}];
@@ -184,18 +184,20 @@ function probabilities(distribution, {temperature, top_k, top_p, min_p}) {
   return left;
 }
 
-// Shares and knock-outs: what the parts are called, in data.py's order
+// Attribution and ablation, with the parts of the model in record.py's order
 
-function sharesOf(i, candidate, versus) {
-  const place = placeOf("shares", i);
-  if (place < 0) return null;
-  const shares = Array.from(line("shares", place, candidate));
-  if (versus === null) return shares;
-  const others = line("shares", place, versus);
-  return shares.map((x, part) => x - others[part]);
+// What each part contributes to a candidate's logit, or with versus to its distance from that of
+// another candidate; null where the page does not hold it.
+function attributionOf(i, candidate, versus) {
+  const index = indexIn("attribution", i);
+  if (index < 0) return null;
+  const contributions = Array.from(rowOf("attribution", index, candidate));
+  if (versus === null) return contributions;
+  const others = rowOf("attribution", index, versus);
+  return contributions.map((x, part) => x - others[part]);
 }
 
-function shareNames() {
+function partNames() {
   const names = ["token embedding", "position"];
   for (let layer = 0; layer < n_layer; layer++) {
     for (let head = 0; head < n_head; head++) names.push(`block ${layer} head ${head}`);
@@ -204,21 +206,21 @@ function shareNames() {
   return [...names, "biases"];
 }
 
-// The probability of a candidate without each part, or null.
-function knockedOf(i, candidate) {
-  const place = placeOf("shares", i);
-  if (place < 0 || !arrays.knocked) return null;
-  const [parts, m, c] = arrays.knocked.shape;
-  return Array.from({length: parts}, (_, part) =>
-    (arrays.knocked.values[(part * m + place) * c + candidate] / 65535) ** 2);
+// The probability of a candidate without each part that is ablated, or null.
+function ablationOf(i, candidate) {
+  const index = indexIn("attribution", i);
+  if (index < 0 || !arrays.ablation) return null;
+  return range(arrays.ablation.shape[0]).map(part =>
+    (rowOf("ablation", part, index)[candidate] / 65535) ** 2);
 }
 
-function knockedNames() {
-  if (!facts.fits.whole_layers) return shareNames().slice(2, -1);
-  return Array.from({length: 2 * n_layer}, (_, part) =>
-    `block ${part >> 1} ${part % 2 ? "MLP" : "attention"}`);
+function ablatedNames() {
+  if (!facts.fits.whole_layers) return partNames().slice(2, -1);
+  return range(n_layer).flatMap(layer => [`block ${layer} attention`, `block ${layer} MLP`]);
 }
 
-// Steps of the lens: 0 is the embedding, 2i + 1 the attention of block i, 2i + 2 its MLP.
+// Steps of the residual stream: 0 is the embedding, 2i + 1 is after the attention of block i, and
+// 2i + 2 after its MLP.
+const layerOf = step => Math.floor((step - 1) / 2);
 const stepName = (step, attention = "attention") =>
-  step ? `block ${(step - 1) >> 1} ${step % 2 ? attention : "MLP"}` : "embedding";
+  step ? `block ${layerOf(step)} ${step % 2 ? attention : "MLP"}` : "embedding";

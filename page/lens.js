@@ -1,55 +1,57 @@
-// The logit lens: as many columns as there is room for, around the selected token.
+// The logit lens, with as many columns around the selected token as there is room for.
 
 function drawLens() {
   const {steps, lens: [start, stop]} = facts.fits, host = $("lens-grid"), i = state.token;
-  const narrow = host.clientWidth < 500, place = placeOf("lens", i), m = stop - start;
+  const narrow = host.clientWidth < 500, selected = indexIn("lens", i), m = stop - start;
   const room = narrow ? (host.clientWidth - 88) / 62 : (host.clientWidth - 130) / 84;
   const count = limit(Math.floor(room), 1, m);
   const first = limit(limit(i - start, 0, m - 1) - (count >> 1), 0, m - count);
   const shown = range(count).map(c => first + c);
-  const best = (step, at) => line("lens_ids", step, at)[0];
-  const sure = (step, at) => (line("lens_p", step, at)[0] / 65535) ** 2;
+  const best = (step, at) => rowOf("lens_ids", step, at)[0];
   const last = steps.length - 1;
-  const header = at => make("th", {scope: "col", class: at === place ? "selected" : ""},
+  const header = at => make("th", {scope: "col", class: at === selected ? "selected" : ""},
     token(tokenAt(start + at)));
   const cell = (step, at) => {
-    const p = sure(step, at), rgb = colour("one", Math.sqrt(p));
+    const p = lensOf(step, at)[0], rgb = colour("one", Math.sqrt(p));
     const final = best(step, at) === best(last, at);
     const td = make("td", {
-      class: `${final ? "final" : ""} ${at === place ? "selected" : ""}`, title: percent(p),
-      onclick: () => change({token: start + at, ...layerOf(steps[step])}),
+      class: `${final ? "final" : ""} ${at === selected ? "selected" : ""}`, title: percent(p),
+      onclick: () => change({token: start + at, ...blockOf(steps[step])}),
     }, token(nameOf(best(step, at))), make("small", {}, percent(p)));
     td.style.backgroundColor = css(rgb);
     td.style.color = ink(rgb);
     return td;
   };
-  const layerOf = step => (step ? {layer: (step - 1) >> 1} : {});
+  const blockOf = step => (step ? {layer: layerOf(step)} : {});  // the embedding is in no block
   host.replaceChildren(make("table", {class: "lens"},
     make("thead", {}, make("tr", {}, make("th", {scope: "col"}, "after"), ...shown.map(header))),
     make("tbody", {}, ...steps.map((name, step) => make("tr", {},
       make("th", {scope: "row"}, stepName(name, narrow ? "att." : "attention")),
       ...shown.map(at => cell(step, at)))))));
-  drawLensText(place, steps, best);
+  drawLensText(selected, steps, best);
 }
 
-function drawLensText(place, steps, best) {
+// The probabilities of the five best tokens.
+const lensOf = (step, at) => Array.from(rowOf("lens_p", step, at), x => (x / 65535) ** 2);
+
+function drawLensText(selected, steps, best) {
   const last = steps.length - 1;
-  if (place < 0) {
+  if (selected < 0) {
     const [start, stop] = facts.fits.lens;
     $("lens-text").textContent = `The lens is kept for positions ${start} to ${stop - 1} only.`;
   } else {
-    const final = best(last, place);
+    const final = best(last, selected);
     let since = last;
-    while (since > 0 && best(since - 1, place) === final) since--;
+    while (since > 0 && best(since - 1, selected) === final) since--;
     $("lens-text").replaceChildren("After ", token(tokenAt(state.token)), " the model ends with ",
       token(nameOf(final)), ", and this has been its best guess without a break since: ",
       make("strong", {}, stepName(steps[since])), ".");
   }
   behind("lens-table", () => {
-    if (place < 0) return "–";
+    if (selected < 0) return "–";
     const rows = steps.map((name, step) => [stepName(name),
-      ...Array.from(line("lens_ids", step, place), (id, c) => make("span", {}, token(nameOf(id)),
-        ` ${percent((line("lens_p", step, place)[c] / 65535) ** 2)}`))]);
+      ...Array.from(rowOf("lens_ids", step, selected), (id, c) =>
+        make("span", {}, token(nameOf(id)), ` ${percent(lensOf(step, selected)[c])}`))]);
     return table(["after", ...range(rows[0].length - 1).map(c => `${c + 1}.`)], rows);
   });
 }

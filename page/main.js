@@ -1,4 +1,4 @@
-// One state, which the address keeps; each change draws anew what depends on it.
+// The state of the page, which its address keeps. Each change draws the panels again.
 
 const START = {
   token: facts.n_prompt - 1, layer: n_layer - 1, head: 0, key: null, carried: false,
@@ -115,6 +115,28 @@ function listen() {
   dark.addEventListener("change", () => { drawScale(); show(); });
 }
 
+// What the page leaves out of a long text, see what_fits in data.py.
+function notesOnLimits() {
+  const {steps, strongest, best, neurons, whole_layers, passes} = facts.fits, notes = [];
+  const note = (condition, text) => { if (condition) notes.push(text); };
+  const positions = (kind, what) => {
+    const [start, stop] = facts.fits[kind];
+    note(stop - start < n, `${what} for positions ${start} to ${stop - 1} only, of ${n}`);
+  };
+  note(steps.length < 2 * n_layer + 1, "the lens after whole blocks, not half blocks");
+  positions("lens", "the lens");
+  note(strongest, `of each token's attention the ${strongest} largest weights`);
+  positions("pattern", "attention");
+  positions("qk", "queries and keys");
+  note(best < 200, `of each distribution the ${best} best tokens one by one`);
+  note(neurons < 16, `of each block and token the ${neurons} strongest neurons`);
+  positions("attribution", "shares and knock-outs");
+  note(whole_layers, passes
+    ? "knock-outs of whole layers: of single heads they take longer than a minute"
+    : "no knock-outs: they take longer than five minutes");
+  return notes;
+}
+
 function tell() {
   const {n_prompt, sampling, ended} = facts, n_beyond = facts.beyond.length;
   const chosen = sampling.seed === null ? "the most likely token each time"
@@ -125,7 +147,7 @@ function tell() {
     `${thousands(n_vocab)} tokens to choose from. ${thousands(n_prompt)} ` +
     `${n_prompt === 1 ? "token" : "tokens"} of prompt, ${thousands(n - n_prompt + n_beyond)} of ` +
     `continuation (${chosen}). ${ends[ended] ?? ""}`);
-  const notes = [...facts.notes];
+  const notes = notesOnLimits();
   if (facts.n_cut) {
     notes.unshift(`the end of the prompt: its first ${facts.n_cut} tokens are more than the model ` +
       "sees at once, and are left out");

@@ -1,4 +1,4 @@
-// Pieces of the page: elements, tables with bars, colours, small charts.
+// Parts of all panels: elements, tables with bars, colours, small charts.
 
 const $ = id => document.getElementById(id);
 const range = length => Array.from({length}, (_, i) => i);
@@ -23,16 +23,16 @@ const percent = p => (p === undefined ? "–" : p >= 0.0995 ? `${(100 * p).toFix
 const thousands = x => x.toLocaleString("en");
 const signed = x => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
 
-// A bar as long as the share of 1; negative ones go to the left of the middle.
-function bar(share, twoSided = false) {
-  const inner = make("div", {class: share < 0 ? "negative" : "positive"});
-  const length = Math.min(1, Math.abs(share)) * (twoSided ? 50 : 100);
+// A bar for a number up to 1. With twoSided it starts in the middle, and to the left if negative.
+function bar(x, twoSided = false) {
+  const inner = make("div", {class: x < 0 ? "negative" : "positive"});
+  const length = Math.min(1, Math.abs(x)) * (twoSided ? 50 : 100);
   inner.style.width = `${length}%`;
-  if (twoSided) inner.style.marginLeft = `${share < 0 ? 50 - length : 50}%`;
+  if (twoSided) inner.style.marginLeft = `${x < 0 ? 50 - length : 50}%`;
   return make("div", {class: "bar", "aria-hidden": "true"}, inner);
 }
 
-// rows: arrays of cells, text or elements; a row may carry .mark, a class.
+// rows: arrays of cells, which are texts or elements. A row may have a class, see mark.
 function table(head, rows, className = "") {
   const titles = head.map(x => (x ? make("th", {scope: "col"}, x) : make("td")));
   return make("table", {class: className},
@@ -43,7 +43,7 @@ function table(head, rows, className = "") {
 
 const mark = (row, name) => Object.assign(row, {mark: name});
 
-// The table behind a picture is made when it is opened, and again when what it shows changes.
+// The table behind a picture is built when the reader opens it, and when something else is selected.
 function behind(id, build) {
   const details = $(id), old = details.querySelector(".scroll");
   details.ontoggle = () => behind(id, build);
@@ -64,8 +64,8 @@ function options(select, names, chosen) {
   select.value = chosen;
 }
 
-// Colours: of 0 to 1, deep is much, and of -1 to 1, orange is less and blue is more. Both get
-// steadily lighter or darker, so that they can be told apart without seeing colours.
+// Colours for numbers from 0 to 1, and from -1 (orange) to 1 (blue). Along both ramps brightness
+// changes steadily, so that they can be read without seeing colours.
 
 const RAMPS = {
   light: {
@@ -78,16 +78,16 @@ const RAMPS = {
   },
 };
 
-function colour(kind, share) {
+function colour(kind, number) {
   const stops = RAMPS[dark.matches ? "dark" : "light"][kind];
-  const x = Math.max(0, Math.min(1, kind === "one" ? share : (share + 1) / 2)) * (stops.length - 1);
+  const x = Math.max(0, Math.min(1, kind === "one" ? number : (number + 1) / 2)) * (stops.length - 1);
   const i = Math.min(stops.length - 2, Math.floor(x));
   return stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * (x - i)));
 }
 
 const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
 
-// Black or white, whichever is read better on a colour (the contrast of WCAG 2).
+// Black or white, whichever has more contrast with a colour, as WCAG 2 defines it.
 function ink(rgb) {
   const [r, g, b] = rgb.map(x => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
@@ -96,7 +96,7 @@ function ink(rgb) {
 const palette = () => range(256).map(i => colour("one", i / 255));
 const themed = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// A canvas of this size in the page's pixels; -> what to draw with.
+// Give a canvas its size, in the page's pixels, and return its drawing context.
 function canvas(id, width, height) {
   const element = $(id), ratio = window.devicePixelRatio || 1;
   element.width = Math.round(width * ratio);
@@ -111,7 +111,7 @@ function canvas(id, width, height) {
 
 const roomFor = id => Math.floor($(id).parentElement.clientWidth);
 
-// A picture of one pixel for each number, 0 to 255, to be drawn at any size.
+// A picture with one pixel for each number from 0 to 255, which can be drawn at any size.
 function pixels(values, width, height, colours) {
   const picture = document.createElement("canvas");
   Object.assign(picture, {width, height});
@@ -124,7 +124,7 @@ function pixels(values, width, height, colours) {
   return picture;
 }
 
-// Columns up and down from a line; colours: one for each.
+// A column for each value, up or down from a line, with a colour for each.
 function columns(id, values, colours) {
   const width = roomFor(id), height = 120, context = canvas(id, width, height);
   const high = Math.max(0, ...values), low = Math.min(0, ...values);
@@ -145,7 +145,7 @@ function frame(context, x, y, width, height) {
   context.strokeRect(x, y, Math.max(2, width), Math.max(2, height));
 }
 
-// Numbers of blocks on the left and of heads on top, as many as there is room for.
+// The numbers of blocks on the left and the names of columns on top, as many as there is room for.
 const MARGIN = 22;
 
 function axes(context, rows, names, side) {
@@ -159,24 +159,24 @@ function axes(context, rows, names, side) {
   for (let i = 0; i < names.length; i += every) context.fillText(names[i], middle(i), MARGIN / 2);
 }
 
-// The block and head at a place of such a picture.
-function placeIn(event, side, width) {
-  const at = (x, count) => limit(Math.floor((x - MARGIN) / side), 0, count - 1);
-  const layer = at(event.offsetY, n_layer), head = at(event.offsetX, width);
+// The block and head of the cell that was clicked.
+function cellAt(event, side, width) {
+  const index = (x, count) => limit(Math.floor((x - MARGIN) / side), 0, count - 1);
+  const layer = index(event.offsetY, n_layer), head = index(event.offsetX, width);
   return head < n_head && width >= n_head ? {layer, head} : {layer};
 }
 
-// A grid of coloured cells, a row for each block; chosen: the column with a frame.
-function grid(id, names, shares, chosen) {
+// A grid of cells coloured by numbers from -1 to 1, a row for each block. chosen: the framed column.
+function grid(id, names, numbers, chosen) {
   const width = names.length, room = roomFor(id) - MARGIN;
   const side = Math.max(4, Math.min(36, Math.floor(room / width))), inner = side - (side > 6);
   const context = canvas(id, side * width + MARGIN, side * n_layer + MARGIN);
-  shares.forEach((share, i) => {
-    context.fillStyle = css(colour("two", share));
+  numbers.forEach((number, i) => {
+    context.fillStyle = css(colour("two", number));
     const x = i % width, y = Math.floor(i / width);
     context.fillRect(MARGIN + x * side, MARGIN + y * side, inner, inner);
   });
   axes(context, range(n_layer), names, side);
   frame(context, MARGIN + chosen * side, MARGIN + state.layer * side, inner, inner);
-  $(id).onclick = event => change(placeIn(event, side, width));
+  $(id).onclick = event => change(cellAt(event, side, width));
 }

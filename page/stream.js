@@ -1,8 +1,9 @@
-// Lengths along the residual stream, and the neurons that wrote most.
+// The lengths of the residual stream, and the neurons that add most to it.
 
 function drawStream() {
-  const i = state.token, at = name => range(arrays[name].shape[0]).map(step => line(name, step)[i]);
-  const norms = at("norms"), added = at("added");
+  const i = state.token;
+  const atToken = name => range(arrays[name].shape[0]).map(step => rowOf(name, step)[i]);
+  const norms = atToken("resid_norms"), added = atToken("added_norms");
   const names = ["--plain", ...added.map((_, step) => (step % 2 ? "--mlp" : "--attention"))];
   const colours = names.map(themed);
   columns("norms", norms, colours);
@@ -13,18 +14,19 @@ function drawStream() {
   drawNeurons(i);
 }
 
-let pushedBy = null;  // block * width + neuron -> row
+let rowOfNeuron = null;  // block * width + neuron -> its row in promoted_tokens
 
 function drawNeurons(i) {
   const {layer} = state, width = facts.hparams.n_inner ?? 4 * n_embd;
-  pushedBy ??= new Map(Array.from(arrays.pushers.values, (number, row) => [number, row]));
-  const fired = line("fired_by", layer, i);
-  const written = Array.from(line("written", layer, i), x => x * x);
-  const rows = Array.from(line("fired", layer, i), (neuron, c) => {
-    const row = pushedBy.get(layer * width + neuron), tokens = make("span", {class: "tokens"});
+  const numbers = Array.from(arrays.promoting_neurons.values);
+  rowOfNeuron ??= new Map(numbers.map((number, row) => [number, row]));
+  const activations = rowOf("activations", layer, i);
+  const lengths = Array.from(rowOf("neuron_norms", layer, i), x => x * x);
+  const rows = Array.from(rowOf("top_neurons", layer, i), (neuron, c) => {
+    const row = rowOfNeuron.get(layer * width + neuron), tokens = make("span", {class: "tokens"});
     if (row === undefined) tokens.append("not worked out for this one");
-    else line("pushed", row).forEach(id => tokens.append(token(nameOf(id)), " "));
-    return [String(neuron), signed(fired[c]), bar(written[c] / (written[0] || 1)), tokens];
+    else rowOf("promoted_tokens", row).forEach(id => tokens.append(token(nameOf(id)), " "));
+    return [String(neuron), signed(activations[c]), bar(lengths[c] / (lengths[0] || 1)), tokens];
   });
   $("neurons-title").replaceChildren(
     `Block ${layer}: the neurons that wrote most at `, token(tokenAt(i)));

@@ -1,4 +1,4 @@
-// The tokens, and what the model expected at each place.
+// The tokens of the text, and what the model expected after the selected one.
 
 function makeStrip() {
   const list = $("tokens");
@@ -17,11 +17,11 @@ function makeStrip() {
 
 function drawStrip() {
   const {token: i, layer, head, carried} = state, list = $("tokens");
-  const weights = weightsOf(layer, head, i, carried) ?? [], most = Math.max(...weights);
+  const pattern = patternOf(layer, head, i, carried) ?? [], most = Math.max(...pattern);
   ids.forEach((_, j) => {
     const chip = $(`token-${j}`);
     chip.setAttribute("aria-selected", String(i === j));
-    chip.lastChild.style.width = `${100 * (weights[j] ?? 0) / most}%`;
+    chip.lastChild.style.width = `${100 * (pattern[j] ?? 0) / most}%`;
   });
   list.setAttribute("aria-activedescendant", `token-${i}`);
   const chip = $(`token-${i}`);  // not scrollIntoView, which would move the page as well
@@ -41,7 +41,7 @@ function drawNext() {
   const best = candidates[0].p, drawn = i >= facts.n_prompt - 1;
   const rows = candidates.map(x => {
     const what = x.id === next ? (drawn ? "was chosen" : "is in the prompt") : "";
-    const rank = line("best", i).indexOf(x.id) + 1 || `> ${arrays.best.shape[1]}`;
+    const rank = rowOf("best", i).indexOf(x.id) + 1 || `> ${arrays.best.shape[1]}`;
     const row = [`${rank}`, token(nameOf(x.id)), String(x.id), percent(x.p), bar(x.p / best), what];
     return mark(row, x.id === next ? "next" : "");
   });
@@ -51,7 +51,7 @@ function drawNext() {
   $("next-title").replaceChildren("What comes after ", token(tokenAt(i)));
 }
 
-// Play: from the end of the prompt (or from here, if that is further) to the end.
+// Play starts at the end of the prompt, or at the selected token if that is further on.
 let playing = null;
 
 function play() {
@@ -67,5 +67,5 @@ function play() {
       if (state.token === n - 1 && playing) play();
     }, 1200);
   }
-  change({token: Math.min(start, n - 1)});  // where motion is unwelcome, a step each time
+  change({token: Math.min(start, n - 1)});  // without motion, each click is one step
 }

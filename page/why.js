@@ -1,11 +1,11 @@
-// Shares of a logit, and what is left of a probability without a part of the model.
+// What each part of the model contributes to a logit, and what remains of a probability without it.
 
 function drawWhy() {
-  const i = state.token, candidates = candidatesAt(i), kept = placeOf("shares", i) >= 0;
+  const i = state.token, candidates = candidatesAt(i), kept = indexIn("attribution", i) >= 0;
   $("why-parts").hidden = !kept;
   $("why-not").replaceChildren();
   if (!kept) {
-    const [start, stop] = facts.fits.shares;
+    const [start, stop] = facts.fits.attribution;
     $("why-not").append(`Kept for positions ${start} to ${stop - 1} only. `,
       make("button", {onclick: () => change({token: start})}, `Go to position ${start}`));
     return;
@@ -17,11 +17,11 @@ function drawWhy() {
   options($("candidate"), candidates.map(x => `${nameOf(x.id)} ${percent(x.p)}`), candidate);
   options($("versus"), others, Math.min(state.versus, others.length - 1));
   const versus = [candidates.length, null, ...range(candidates.length)][state.versus];
-  drawShares(sharesOf(i, candidate, versus), candidates[candidate], others[state.versus]);
-  drawKnocked(knockedOf(i, candidate), candidates[candidate]);
+  drawAttribution(attributionOf(i, candidate, versus), candidates[candidate], others[state.versus]);
+  drawAblation(ablationOf(i, candidate), candidates[candidate]);
 }
 
-// The largest first, as a table with bars on both sides of a line.
+// The parts with the largest values, as rows of a table with bars on both sides of a line.
 function largest(values, names, count, text) {
   const size = part => Math.abs(values[part]);
   const order = range(values.length).sort((a, b) => size(b) - size(a)).slice(0, count);
@@ -29,39 +29,39 @@ function largest(values, names, count, text) {
   return order.map(part => [names[part], text(part), bar(values[part] / most, true)]);
 }
 
-function drawShares(shares, candidate, other) {
-  const names = shareNames(), sum = shares.reduce((a, b) => a + b, 0);
-  const inBlocks = shares.slice(2, -1), most = Math.max(...inBlocks.map(Math.abs)) || 1;
-  grid("shares", [...range(n_head), "M"], inBlocks.map(x => x / most), state.head);
-  $("shares-text").textContent =
+function drawAttribution(contributions, candidate, other) {
+  const names = partNames(), sum = contributions.reduce((a, b) => a + b, 0);
+  const inBlocks = contributions.slice(2, -1), most = Math.max(...inBlocks.map(Math.abs)) || 1;
+  grid("attribution-map", [...range(n_head), "M"], inBlocks.map(x => x / most), state.head);
+  $("attribution-text").textContent =
     "A row for each block, a column for each of its heads, and M, the MLP. " +
     `Blue speaks for the token, orange against; the deepest is ${most.toFixed(2)}.`;
-  const rows = largest(shares, names, 10, part => signed(shares[part]));
+  const rows = largest(contributions, names, 10, part => signed(contributions[part]));
   const rest = sum - rows.reduce((total, row) => total + parseFloat(row[1].replace("−", "-")), 0);
-  $("shares-list").replaceChildren(table(["part", "share", ""], [
+  $("attribution-list").replaceChildren(table(["part", "share", ""], [
     ...rows, ["all others", signed(rest), ""],
     mark([state.versus === 1 ? "the logit" : "together", signed(sum), ""], "next")], "bars"));
-  behind("shares-table", () => table(["part", `for ${nameOf(candidate.id)} rather than ${other}`],
-    names.map((name, part) => [name, shares[part].toFixed(5)])));
+  behind("attribution-table", () => table(["part", `for ${nameOf(candidate.id)} rather than ${other}`],
+    names.map((name, part) => [name, contributions[part].toFixed(5)])));
 }
 
-function drawKnocked(knocked, candidate) {
-  for (const id of ["knocked", "knocked-table"]) $(id).hidden = !knocked;
-  if (!knocked) {
-    $("knocked-text").textContent = "Left out: for this model and this text it takes too long.";
-    return $("knocked-list").replaceChildren();
+function drawAblation(ablated, candidate) {
+  for (const id of ["ablation-map", "ablation-table"]) $(id).hidden = !ablated;
+  if (!ablated) {
+    $("ablation-text").textContent = "Left out: for this model and this text it takes too long.";
+    return $("ablation-list").replaceChildren();
   }
-  const names = knockedNames(), changes = knocked.map(p => p - candidate.p);
+  const names = ablatedNames(), changes = ablated.map(p => p - candidate.p);
   const most = Math.max(...changes.map(Math.abs)) || 1;
   const columns = facts.fits.whole_layers ? ["A", "M"] : [...range(n_head), "M"];
-  grid("knocked", columns, changes.map(x => x / most), facts.fits.whole_layers ? 0 : state.head);
-  $("knocked-text").textContent = (facts.fits.whole_layers
+  grid("ablation-map", columns, changes.map(x => x / most), facts.fits.whole_layers ? 0 : state.head);
+  $("ablation-text").textContent = (facts.fits.whole_layers
     ? "Whole halves of blocks, A is attention, M the MLP: single heads would have taken too long. "
     : "The same places. ") +
     "Orange: without it the token is less likely, so it helps; blue: more likely.";
-  $("knocked-list").replaceChildren(table(["without", "probability", ""], [
+  $("ablation-list").replaceChildren(table(["without", "probability", ""], [
     mark(["nothing", percent(candidate.p), ""], "next"),
-    ...largest(changes, names, 10, part => percent(knocked[part]))], "bars"));
-  behind("knocked-table", () => table(["without", `probability of ${nameOf(candidate.id)}`],
-    names.map((name, part) => [name, `${(100 * knocked[part]).toFixed(3)} %`])));
+    ...largest(changes, names, 10, part => percent(ablated[part]))], "bars"));
+  behind("ablation-table", () => table(["without", `probability of ${nameOf(candidate.id)}`],
+    names.map((name, part) => [name, `${(100 * ablated[part]).toFixed(3)} %`])));
 }

@@ -1,11 +1,11 @@
 """What several test files share: the shared data, models of random weights, commands to run."""
 
-import hashlib
 import inspect
-import json
 import math
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import gpt2
 import gpt2_pico
 from encoder import learn_bpe
-from model_files.directory import load_model, save_model
-from model_files.parameters import flatten, nest, parameter_shapes
-from model_files.released import SIZES
+from model_files.directory import load_model, nest, parameter_shapes, save_model
 from utils import load_encoder_hparams_and_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +37,7 @@ TINY = {
     "eos_token_ids": [],
 }
 N_HEAD, EPS, N_VOCAB = TINY["n_head"], TINY["layer_norm_epsilon"], TINY["n_vocab"]
-LONG = 2 * gpt2.N_QUERIES + 50  # a text whose attention is computed in three pieces
+LONG = 2 * gpt2.QUERY_BLOCK + 50  # a text whose attention is computed in three pieces
 FULL = {
     "n_layer": 12,
     "n_head": 12,
@@ -140,11 +138,19 @@ def some_ids(*shape, seed=0, n_vocab=N_VOCAB):
     return np.random.default_rng(seed).integers(n_vocab, size=shape)
 
 
+def window_start(n, n_ctx):
+    """Where the window starts that a model of n_ctx sees of n ids: past n_ctx it jumps by half."""
+    if n <= n_ctx:
+        return 0
+    half = max(1, n_ctx // 2)
+    return math.ceil((n - n_ctx) / half) * half
+
+
 def greedy(ids, params, hparams, n):
     """gpt2_pico.gpt2's most likely tokens, also past the context: the oracle for gpt2.generate."""
     ids, n_inputs, eps = list(ids), len(ids), hparams["layer_norm_epsilon"]
     while len(ids) < n_inputs + n:
-        seen = ids[gpt2.window_start(len(ids), hparams["n_ctx"]) :]
+        seen = ids[window_start(len(ids), hparams["n_ctx"]) :]
         logits = gpt2_pico.gpt2(seen, **params, n_head=hparams["n_head"], eps=eps)
         ids.append(int(logits[-1].argmax()))
         if ids[-1] in hparams["eos_token_ids"]:
@@ -222,11 +228,39 @@ def command(script, *args):
     return [sys.executable, str(ROOT / script), *map(str, args)]
 
 
+def default_handler():
+    """Undo what a shell does to a process in the background: it ignores the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(script, *args, stdin=b"", **options):
     """A command as a process, until it ends."""
     return subprocess.run(
         command(script, *args), input=stdin, capture_output=True, timeout=120, **options
     )
+
+
+NOTHING_ELSE = """
+import sys
+
+class Refuse:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy", *ALLOWED}:
+            raise ModuleNotFoundError(f"{name} must not be imported")
+
+sys.meta_path.insert(0, Refuse)
+sys.path.insert(0, DIRECTORY)
+"""
+
+
+def run_copied(names, code, directory):
+    """Copy some of our modules into a directory and run Python code that can import nothing else,
+    except for NumPy and the standard library; return what it prints."""
+    for name in names:
+        shutil.copy(ROOT / f"{name}.py", directory)
+    start = f"ALLOWED, DIRECTORY = {names!r}, {str(directory)!r}\n{NOTHING_ELSE}"
+    args = [sys.executable, "-I", "-c", start + code]
+    return subprocess.run(args, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @pytest.fixture(scope="session")
@@ -284,93 +318,3 @@ def unbroken(text, tmp_path_factory):
     done = run_train(text, "--out", out, *NOISY)
     assert done.returncode == 0, done.stderr
     return out, done
-
-
-# Fetching: a hub with OpenAI's tiny model, and where it is fetched to
-
-
-@pytest.fixture
-def servers():
-    from stand_in import Servers
-
-    servers = Servers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """Files of a repository as the hub has them: bare names, mask buffers, data at an odd byte."""
-    vocabulary, hparams, params = load_model(OPENAI)
-    directory = tmp_path_factory.mktemp("hub")
-    save_model(directory, hparams, params, vocabulary)
-    tensors = flatten(params)
-    for i in range(hparams["n_layer"]):
-        tensors[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 16, 16), np.float32))
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
-    files["model.safetensors"] = unaligned(tensors)
-    ids = json.loads(files["vocab.json"])
-    ids["Ġt"] = ids.pop("<|endoftext|>")  # a token that only a merge makes
-    files["vocab.json"] = json.dumps(ids).encode()
-    files["merges.txt"] = "#version: 0.2\nĠ t\n".encode()
-    return files, params
-
-
-def unaligned(tensors):
-    header, data = {}, b""
-    for name, x in tensors.items():
-        header[name] = {
-            "dtype": "F32",
-            "shape": x.shape,
-            "data_offsets": (len(data), len(data) + x.nbytes),
-        }
-        data += x.tobytes()
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 4 + 3)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-@pytest.fixture
-def place(servers, model, monkeypatch, tmp_path):
-    """The sizes on both servers, with pinned hashes, and little patience -> models_dir."""
-    from model_files import download, fetch, sources, transport
-
-    files, _ = model
-    repo = SIZES["124M"][0]
-    openai = {path.name: path.read_bytes() for path in OPENAI.iterdir()}
-    servers.files = {
-        **{f"{repo}/{name}": data for name, data in files.items()},
-        **{f"owner/name/{name}": data for name, data in files.items()},
-        **{f"124M/{name}": data for name, data in openai.items()},
-    }
-    pins = {
-        f"124M/{name}": hashlib.sha256(data).hexdigest()
-        for name, data in {**files, **openai}.items()
-        if "ckpt" not in name
-    }
-    monkeypatch.setattr(sources, "SHA256", pins)
-    for module, name, value in (
-        *((download, "WAIT", 0.001), (download, "CHUNK", 1 << 10)),
-        *((transport, "SILENCE", 0.3), (fetch, "LOCK_WAIT", 0.01)),
-    ):
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # slow, and no test cuts the power
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_ENDPOINT", servers.hub)
-    monkeypatch.setenv("GPT2_OPENAI_URL", servers.store)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    return tmp_path / "models"
-
-
-def check_fetched(params, model, directory):
-    """The parameters are exact and mapped, and nothing else is left in the directory."""
-    expected, found = flatten(model[1]), flatten(params)
-    assert expected.keys() == found.keys()
-    for name, x in expected.items():
-        assert np.array_equal(x, found[name]), name
-        assert found[name].flags.aligned and not found[name].flags.owndata, name
-    left = {path.name for path in directory.iterdir()}
-    whole = {"config.json", "vocab.json", "merges.txt", "model.safetensors"}
-    assert left - {"source.json"} == whole

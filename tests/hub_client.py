@@ -1,4 +1,4 @@
-"""Is the stand-in for the hub a hub? Hugging Face's own client is put before it, 19 operations.
+"""Is the stand-in for the hub a hub? Hugging Face's own client tries 19 operations on it.
 
     pip install huggingface_hub
     python tests/hub_client.py
@@ -6,6 +6,7 @@
 It is run after every change of tests/model_files/stand_in.py; pytest does not need the client.
 """
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "model_files"))
 
-from stand_in import Servers  # noqa: E402
+from stand_in import Servers, git_sha1  # noqa: E402
 
 COMMIT = "c" * 40
 REPO = {
@@ -27,7 +28,7 @@ REPO = {
 
 
 def main():
-    servers = Servers(COMMIT)
+    servers = Servers()
     home = tempfile.TemporaryDirectory()
     os.environ |= {"HF_ENDPOINT": servers.hub, "HF_HOME": home.name, "HF_HUB_DISABLE_XET": "1"}
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -105,14 +106,17 @@ def operations(servers):
     def info():
         found = api.model_info("owner/name")
         assert found.sha == COMMIT and len(found.siblings) == len(REPO)
-        assert api.list_repo_refs("owner/name").branches[0].target_commit == COMMIT
 
-    def paths_info():
-        (found,) = api.get_paths_info("owner/name", [shard])
-        assert found.lfs.size == 5000
+    def files_metadata(repo, **options):
+        def operation():
+            found = api.model_info(repo, files_metadata=True, **options)
+            siblings = {file.rfilename: file for file in found.siblings}
+            assert found.sha == COMMIT and siblings.keys() == REPO.keys()
+            assert all(file.size == len(REPO[name]) for name, file in siblings.items())
+            assert siblings["config.json"].blob_id == git_sha1(REPO["config.json"])
+            assert siblings[shard].lfs.sha256 == hashlib.sha256(REPO[shard]).hexdigest()
 
-    def whoami():
-        assert api.whoami(token="hf_all")["name"] == "somebody"
+        return operation
 
     shard = "model-00001-of-00002.safetensors"
     return [
@@ -126,9 +130,9 @@ def operations(servers):
         ("metadata of a small file", metadata("config.json", len(REPO["config.json"]))),
         ("metadata of a large file", metadata(shard, 5000)),
         ("the list of files", lists),
-        ("model_info and refs", info),
-        ("paths_info", paths_info),
-        ("whoami", whoami),
+        ("model_info", info),
+        ("model_info with sizes and hashes", files_metadata("owner/old", revision="refs/pr/1")),
+        ("the same of a gated repository", files_metadata("owner/gated", token=False)),
         ("gated, with access", fetches("owner/gated", "merges.txt", token="hf_all")),
         ("gated, without", fails(errors.GatedRepoError, "owner/gated", token="hf_none")),
         ("no such file", fails(errors.RemoteEntryNotFoundError, file="vocab.json")),

@@ -1,4 +1,4 @@
-"""Make golden/explain.npz with transformers and torch: what the shipped model does with a text.
+"""Write golden/explain.npz with transformers and torch: what the shipped model does with a text.
 
 pip install torch transformers && python tests/make_golden_explain.py
 """
@@ -21,7 +21,7 @@ def main():
     ).eval()
     ids = encoder.encode(TEXT)
     streams, hooks = [], []
-    for block in model.transformer.h:  # the stream before attention, and before the MLP
+    for block in model.transformer.h:  # each layer norm is given the residual stream
         for layer in block.ln_1, block.ln_2:
             hooks.append(layer.register_forward_pre_hook(lambda _, x: streams.append(x[0][0])))
     last = lambda _, x: streams.append(x[0][0])  # noqa: E731
@@ -33,8 +33,9 @@ def main():
         streams = torch.stack(streams)
         lens = model.lm_head(model.transformer.ln_f(streams)).softmax(-1).topk(2)
         best = out.logits[0].argmax(-1)
-        knocked = [without(model, ids, best, i, part) for i in range(6) for part in (0, 1, 2, 3, 4)]
-        layers = [without(model, ids, best, i, part) for i in range(6) for part in ("attn", 4)]
+        heads = [0, 1, 2, 3]
+        ablated = [without(model, ids, best, i, part) for i in range(6) for part in [*heads, "mlp"]]
+        layers = [without(model, ids, best, i, part) for i in range(6) for part in ("attn", "mlp")]
     np.savez_compressed(
         GOLDEN / "explain.npz",
         ids=ids,
@@ -44,13 +45,13 @@ def main():
         lens_p=lens.values.numpy(),
         logits=out.logits[0, -1].numpy(),
         best=best.numpy(),
-        knocked=torch.stack(knocked).numpy(),
+        knocked=torch.stack(ablated).numpy(),
         layers=torch.stack(layers).numpy(),
     )
 
 
 def without(model, ids, best, i, part):
-    """The probabilities of the best tokens without a head, a whole attention or an MLP (4)."""
+    """Return the probabilities of the best tokens without a head, "attn" or "mlp" of block i."""
     block = model.transformer.h[i]
 
     def drop_head(_, x):
@@ -59,11 +60,10 @@ def without(model, ids, best, i, part):
     def drop_output(_, x, y):
         return (torch.zeros_like(y[0]), *y[1:]) if isinstance(y, tuple) else torch.zeros_like(y)
 
-    if part in range(4):
-        hook = block.attn.c_proj.register_forward_pre_hook(drop_head)
+    if part in ("attn", "mlp"):
+        hook = getattr(block, part).register_forward_hook(drop_output)
     else:
-        layer = block.mlp if part == 4 else block.attn
-        hook = layer.register_forward_hook(drop_output)
+        hook = block.attn.c_proj.register_forward_pre_hook(drop_head)
     p = model(torch.tensor([ids])).logits[0].softmax(-1)
     hook.remove()
     return p[torch.arange(len(ids)), best]

@@ -11,7 +11,7 @@ from conftest import FULL, GOLDEN, SHARED, TINY, initial_params, leaves, random_
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model_files.parameters import flatten, nest
+from model_files.directory import flatten, nest
 
 PROMPTS = [
     "ROMEO:",

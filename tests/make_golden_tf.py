@@ -69,7 +69,7 @@ def main():
             saver = tf.train.Saver(save_relative_paths=True, **options)
             saver.save(session, str(directory / "model.ckpt"), write_meta_graph=False)
 
-    from model_files.vocabulary import BYTE_OF_CHAR
+    from encoder import BYTE_OF_CHAR
 
     gpt2 = HERE / "golden" / "tf_gpt2"
     save(gpt2, gpt2_shapes(**GPT2))

@@ -1,29 +1,35 @@
-"""Put plausible faults into the source, one at a time, and see whether the tests notice.
+"""Put plausible faults into the source, one at a time, and see whether the tests catch them.
 
     python tests/mutants.py [FILE ...] [--jobs 2]
 
 The faults are in mutants.txt. Each is put into a copy of the repository, where the tests run that
-should notice; one that they do not notice is printed, and the exit status is 1. So it is if a line
-is no longer found. All of them take an hour; FILE takes those of one file.
+should catch it, the fastest first. A fault that they do not catch is printed, and so is one whose
+line does not exist any more; the exit status is then 1. Without FILE all faults are tried.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", "benchmarks"}
+LEFT_OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+LEFT_OUT |= {"benchmarks"}
+SECONDS = "MUTANTS_SECONDS"  # the environment variable that names a file of {test: its seconds}
 
 
 def read(path):
-    """-> [(file, tests, [[line as it is, line as it would be wrong], ...], what it breaks), ...]"""
+    """Return [(file, tests, [[line as it is, line as it would be wrong], ...], effect), ...]."""
     faults, file, tests, edits = [], None, None, []
     for line in path.read_text(encoding="utf-8").splitlines():
         sign, rest = line[:1], line[2:]
@@ -34,13 +40,13 @@ def read(path):
         elif sign == "+":
             edits[-1].append(rest.strip())
         elif sign == "=":
-            faults.append((file, tests, edits, rest.strip()))
+            faults.append((file, tuple(tests), edits, rest.strip()))
             edits = []
     return faults
 
 
 def put_in(source, edits):
-    """The source with the first line that reads so replaced, for each; None if there is none."""
+    """Return the source with the first line that reads so replaced, for each edit, or None."""
     lines = source.split("\n")
     stripped = [line.strip() for line in lines]
     for old, new in edits:
@@ -51,9 +57,11 @@ def put_in(source, edits):
     return "\n".join(lines)
 
 
-def try_one(copy, fault):
-    """-> "noticed", "SURVIVES" or "NOT FOUND"."""
+def try_one(copy, fault, seconds):
+    """Return "caught", "SURVIVES", "NOT FOUND" (the line), or "BAD TESTS": they fail anyway."""
     file, tests, edits, _ = fault
+    if not seconds.exists():
+        return "BAD TESTS"
     path = copy / file
     source = path.read_text(encoding="utf-8")
     wrong = put_in(source, edits)
@@ -61,54 +69,108 @@ def try_one(copy, fault):
         return "NOT FOUND"
     path.write_text(wrong, encoding="utf-8", newline="\n")
     try:
-        return "SURVIVES" if pass_in(copy, tests) else "noticed"
+        return "SURVIVES" if passes(copy, tests, seconds) else "caught"
     finally:
         path.write_text(source, encoding="utf-8", newline="\n")
 
 
-def pass_in(copy, tests):
-    """-> whether these tests pass there; what goes on for ever does not."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+def passes(copy, tests, seconds):
+    """Return whether these tests pass in a copy. Tests that take far too long do not.
+
+    seconds: a file of {test: its seconds}, which is written if it does not exist.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    limit = 60 + 10 * total(seconds) if seconds.exists() else 900
+    env = {**os.environ, "PYTHONPATH": str(copy / "tests"), SECONDS: str(seconds)}
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": env}
+    process = subprocess.Popen(
+        [*command, "-p", "mutants", *tests], cwd=copy, start_new_session=True, **options
+    )
     try:
-        return subprocess.run(command, cwd=copy, capture_output=True, timeout=900).returncode == 0
+        return process.wait(limit) == 0
     except subprocess.TimeoutExpired:
         return False
+    finally:
+        with contextlib.suppress(OSError):  # with the commands that the tests have started
+            if os.name == "posix":
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+
+
+def total(seconds):
+    """Return how long all tests of such a file take, 0 if it does not exist."""
+    return sum(json.loads(seconds.read_text()).values()) if seconds.exists() else 0
+
+
+# What follows is run by pytest, as a plugin.
+
+took = defaultdict(float)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the fastest tests first, but leave those of one file together."""
+    path = Path(os.environ[SECONDS])
+    if not path.exists():
+        return
+    seconds = json.loads(path.read_text())
+    of_file = defaultdict(float)
+    for item in items:
+        of_file[item.path] += seconds.get(item.nodeid, 0)
+    items.sort(key=lambda item: (of_file[item.path], item.path, seconds.get(item.nodeid, 0)))
+
+
+def pytest_runtest_logreport(report):
+    took[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(exitstatus):
+    path = Path(os.environ[SECONDS])
+    if exitstatus == 0 and not path.exists():
+        path.write_text(json.dumps(took))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", help="only the faults of these files")
+    parser.add_argument("files", nargs="*", help="only the faults of these files or folders")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    faults = [one for one in read(ROOT / "tests" / "mutants.txt") if one[0] in args.files]
-    faults = faults or read(ROOT / "tests" / "mutants.txt")
+    faults = read(ROOT / "tests" / "mutants.txt")
+    if args.files:
+        faults = [fault for fault in faults if fault[0].startswith(tuple(args.files))]
+    if not faults:
+        parser.error(f"no faults of {', '.join(args.files)}")
     os.environ.setdefault("GPT2_SHARED", str(ROOT.parent / "shared"))
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    copies, n_bad = queue.Queue(), 0
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(args.jobs) as pool:
+        copies = queue.Queue()
         for i in range(args.jobs):
             copy = Path(directory, str(i), "gpt2")
-            shutil.copytree(ROOT, copy, ignore=lambda _, names: OUT & set(names))
+            shutil.copytree(ROOT, copy, ignore=lambda _, names: LEFT_OUT & set(names))
             copies.put(copy)
 
-        for tests in sorted({tuple(tests) for _, tests, *_ in faults}):
-            if not pass_in(copy, tests):  # or every fault would count as noticed
-                sys.exit(f"these fail without a fault: {' '.join(tests)}")
-
-        def one(fault):
+        def with_copy(function, *args):
             copy = copies.get()
             try:
-                return fault, try_one(copy, fault)
+                return function(copy, *args)
             finally:
                 copies.put(copy)
 
-        for (file, _, edits, breaks), found in pool.map(one, faults):
-            n_bad += found != "noticed"
-            print(f"{found:10}{file}: {breaks}", flush=True)
-            if found != "noticed":
+        groups = sorted({tests for _, tests, *_ in faults})
+        seconds = {tests: Path(directory, f"{i}.json") for i, tests in enumerate(groups)}
+        are_good = pool.map(lambda tests: with_copy(passes, tests, seconds[tests]), groups)
+        for tests, is_good in zip(groups, are_good):
+            if not is_good:
+                print(f"without a fault, these tests fail: {shlex.join(tests)}", flush=True)
+        faults.sort(key=lambda fault: total(seconds[fault[1]]))
+        results = pool.map(lambda fault: with_copy(try_one, fault, seconds[fault[1]]), faults)
+        n_caught = 0
+        for (file, _, edits, effect), result in zip(faults, results):
+            n_caught += result == "caught"
+            print(f"{result:10}{file}: {effect}", flush=True)
+            if result != "caught":
                 print(*(f"{'':10}{line}" for edit in edits for line in edit), sep="\n", flush=True)
-    print(f"{len(faults)} faults, {n_bad} not noticed or not found")
-    return 1 if n_bad else 0
+    print(f"{n_caught} of {len(faults)} caught")
+    return 0 if n_caught == len(faults) else 1
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""batch.py against gpt2.py, a text at a time: logits, tokens, and the command as a process."""
+"""batch.py against gpt2.py with one text at a time: logits, tokens, the command as a process."""
 
+import copy
 import json
 import os
+import queue
 import random
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import EPS, N_HEAD, TINY, command, model_options, random_params, run, some_ids
+from conftest import TINY, command, model_options, random_params, run, some_ids
 
 import batch
+import cli
 import gpt2
 from batch import Text, generate_many
+from fast import Drafts
 from model_files.directory import save_model
 
 N_CTX = TINY["n_ctx"]
@@ -40,18 +45,17 @@ def test_logits_are_those_of_each_text_alone():
         for i in range(rng.randint(1, 7)):
             ids = some_ids(rng.randint(1, N_CTX), seed=i).tolist()
             text = Text(ids, 0, None, TINY, i)
-            text.cache = gpt2.new_cache(N_CTX, **TINY)
+            text.cache = gpt2.new_cache(N_CTX, TINY)
             text.n_past = rng.randrange(len(ids))
             text.new = ids[text.n_past :]
             text.n_logits = rng.randint(0, len(text.new))
-            model = {**params, "n_head": N_HEAD, "eps": EPS, "cache": text.cache}
+            model = {**params, "hparams": TINY}
             if text.n_past:
-                gpt2.gpt2(ids[: text.n_past], **model)
-            model["cache"] = text.cache.copy()
-            logits = gpt2.gpt2(text.new, **model, n_past=text.n_past)
+                gpt2.gpt2(ids[: text.n_past], **model, cache=text.cache)
+            logits = gpt2.gpt2(text.new, **model, cache=text.cache.copy(), n_past=text.n_past)
             expected.append(logits[len(text.new) - text.n_logits :])
             texts.append(text)
-        found = batch.gpt2_many(texts, **params, n_head=N_HEAD, eps=EPS)
+        found = batch.gpt2_many(texts, **params, hparams=TINY)
         np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-5)
         assert found.dtype == np.float32
 
@@ -59,19 +63,19 @@ def test_logits_are_those_of_each_text_alone():
 # Tokens
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 32])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.2, "top_k": 30, "seed": 3}])
-def test_each_text_gets_the_tokens_that_it_gets_alone(batch_size, sampling):
-    """Prompts of one token and of the whole context, and texts that outgrow it."""
+def test_each_text_gets_the_tokens_that_it_would_get_alone(sampling):
+    """Prompts of one token and of the whole context, and texts that grow beyond it."""
     for seed in range(3):
         params = random_params(seed)
         expected = one_by_one(PROMPTS, params, TINY, 60, **sampling)
-        options = {**sampling, "batch_size": batch_size}
-        assert together(PROMPTS, params, TINY, 60, **options) == expected
         assert {len(ids) for ids in expected} == {60}
+        for batch_size in 1, 2, 3, 5, 32:
+            options = {**sampling, "batch_size": batch_size}
+            assert together(PROMPTS, params, TINY, 60, **options) == expected
 
 
-def test_a_penalty_and_several_ends_count_in_each_text_by_itself():
+def test_penalty_and_ends_of_text_apply_to_each_text_by_itself():
     params, hparams = random_params(seed=4), {**TINY, "eos_token_ids": [3, 11, 40]}
     options = {"temperature": 1.5, "seed": 5, "repetition_penalty": 1.2}
     expected = one_by_one(PROMPTS, params, hparams, 60, **options)
@@ -80,7 +84,7 @@ def test_a_penalty_and_several_ends_count_in_each_text_by_itself():
 
 
 def watch_passes(monkeypatch):
-    """-> a list that gets, for each pass, the (name, number of rows) of its texts."""
+    """Return a list that gets, for each pass, the (name, number of rows) of its texts."""
     passes, inner = [], batch.gpt2_many
 
     def watched(texts, **model):
@@ -91,7 +95,7 @@ def watch_passes(monkeypatch):
     return passes
 
 
-def test_a_finished_text_makes_room_for_the_next_at_once(monkeypatch):
+def test_the_next_text_takes_the_place_of_a_finished_one_at_once(monkeypatch):
     passes, params = watch_passes(monkeypatch), random_params(seed=6)
     prompts = [[i + 1] for i in range(7)]
     together(prompts, params, TINY, 10, batch_size=3, temperature=1, seed=0)
@@ -112,9 +116,9 @@ def test_a_long_prompt_does_not_stop_the_others(monkeypatch):
     assert dict(passes[0])[1] == 8 and 3 not in dict(passes[0])
 
 
-def test_drafts_are_checked_in_a_batch(monkeypatch):
+def test_drafts_are_verified_in_a_batch(monkeypatch):
     params = random_params(0, n_ctx=200)
-    params, hparams = {**params, "wpe": params["wpe"] * 0}, {**TINY, "n_ctx": 200}  # goes round
+    params, hparams = {**params, "wpe": params["wpe"] * 0}, {**TINY, "n_ctx": 200}  # it repeats
     passes, prompts = watch_passes(monkeypatch), [[7] * 20, [8] * 10]
     expected = one_by_one(prompts, params, hparams, 150)
     assert together(prompts, params, hparams, 150) == expected
@@ -123,21 +127,24 @@ def test_drafts_are_checked_in_a_batch(monkeypatch):
 
 
 def test_memory_of_the_caches_is_bounded(monkeypatch):
-    one = gpt2.new_cache(13, **TINY).nbytes
-    monkeypatch.setattr(batch, "CACHE_BYTES", 2 * one)
-    passes, params = watch_passes(monkeypatch), random_params(seed=6)
-    prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1] * 40, [2, 3, 4]]
-    assert together(prompts, params, TINY, 10) == one_by_one(prompts, params, TINY, 10)
-    assert max(map(len, passes)) == 2
-    assert any([name for name, _ in texts] == [3] for texts in passes)  # more than the limit
+    one = gpt2.new_cache(13, TINY).nbytes
+    params, prompts = random_params(seed=6), [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1] * 40, [2, 3, 4]]
+    expected = one_by_one(prompts, params, TINY, 10)
+    passes = watch_passes(monkeypatch)
+    for n_bytes, n_texts in (2 * one, 2), (2 * one - 1, 1):
+        passes.clear()
+        monkeypatch.setattr(batch, "CACHE_BYTES", n_bytes)
+        assert together(prompts, params, TINY, 10) == expected
+        assert max(map(len, passes)) == n_texts
+        assert any([name for name, _ in texts] == [3] for texts in passes)  # larger than the limit
 
 
-def test_whoever_reads_can_end_a_text():
+def test_the_caller_can_end_a_text():
     params, texts = random_params(seed=8), []
     waiting = [Text(ids, 20, gpt2.Sampler(), TINY, i) for i, ids in enumerate(PROMPTS)]
     counts = [0] * len(PROMPTS)
-    for text, id_, logits in batch.choices_many(
-        lambda idle: waiting.pop(0) if waiting else None, params, TINY, 3
+    for text, id_, logits in batch.continuations(
+        lambda wait: waiting.pop(0) if waiting else None, params, TINY, 3
     ):
         if id_ is None:
             texts.append(text.name)
@@ -148,12 +155,127 @@ def test_whoever_reads_can_end_a_text():
     assert counts == [2, 3, 4, 5, 6, 7, 8] and sorted(texts) == list(range(7))
 
 
-def test_no_prompt_and_no_token():
+def test_no_prompts_and_no_tokens_are_allowed():
     params = random_params(seed=8)
     assert list(generate_many([], params, TINY, 5)) == []
     assert list(generate_many([[1], [2]], params, TINY, 0)) == []
-    with pytest.raises(ValueError, match="an id is"):
-        list(generate_many([[1], [-1]], params, TINY, 5))
+
+
+def test_wrong_options_are_refused_when_generate_many_is_called():
+    params = random_params(seed=8)
+    for options in (
+        *({"n_tokens": -1}, {"n_tokens": 2.0}, {"batch_size": 0}, {"batch_size": None}),
+        *({"temperature": -1}, {"seed": 0.5}, {"top_k": 0}),
+    ):
+        with pytest.raises(ValueError, match=f"{[*options][0]} is .*: it must be"):
+            generate_many([[1]], params, TINY, **options)
+    steps = generate_many(iter([[1], [-1]]), params, TINY, 5, batch_size=1)
+    assert iter(steps) is steps and [name for name, _ in zip("12345", steps)] == list("12345")
+    with pytest.raises(ValueError, match="an id is -1"):  # prompts are read as they are needed
+        next(steps)
+
+
+def test_without_a_number_of_tokens_texts_continue():
+    params, prompts = random_params(seed=8), [[1], [2, 3]]
+    steps = generate_many(prompts, params, TINY, None)
+    found = [[], []]
+    while min(map(len, found)) < 100:
+        name, id_ = next(steps)
+        found[name].append(id_)
+    expected = one_by_one(prompts, params, TINY, 150)
+    assert all(ids[:100] == more[:100] for ids, more in zip(found, expected))
+
+
+def test_generate_many_changes_none_of_its_arguments():
+    params, hparams, prompts = random_params(seed=8), {**TINY, "eos_token_ids": [99]}, [[5, 6], [7]]
+    before = copy.deepcopy((params, hparams, prompts))
+    list(generate_many(prompts, params, hparams, 60))
+    assert (hparams, prompts) == before[1:]
+    assert np.array_equal(params["wte"], before[0]["wte"])
+
+
+# Lines of input and output
+
+
+def test_lines_are_read_ahead_but_not_too_many(monkeypatch):
+    n_read = 0
+
+    def endless():
+        nonlocal n_read
+        for _ in range(40):
+            n_read += 1
+            yield b"low\n"
+
+    monkeypatch.setattr(batch, "MAX_WAITING", 5)
+    monkeypatch.setattr(cli, "open_bytes", lambda path: endless())
+    lines = batch.read_lines("-")
+    until = time.monotonic() + 10
+    while n_read < 6 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert n_read == 6 and lines.qsize() == 5
+    assert [lines.get(timeout=10)[0] for _ in range(41)] == [*range(1, 41), 0]
+
+
+def jobs_of(tiny, lines, **options):
+    """Return Jobs for a queue of lines, as work makes them."""
+    encoder, hparams, _ = tiny
+    args = {"n_tokens_to_generate": 3, "n_samples": 1, "seed": None, "stop": [], "sampling": {}}
+    waiting = queue.Queue()
+    for number, line in enumerate(lines, 1):
+        waiting.put((number, line))
+    return batch.Jobs(waiting, SimpleNamespace(**{**args, **options}), encoder, hparams)
+
+
+def test_a_slow_text_lets_only_so_many_later_ones_wait_for_their_turn(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "MAX_WAITING", 3)
+    jobs = jobs_of(tiny, [b"low\n"] * 9)
+    texts = [jobs.next_text(wait=False) for _ in range(6)]
+    assert [text is None for text in texts] == [False] * 4 + [True] * 2
+    for i in 1, 2, 3:
+        jobs.finish(i, f"line {i}")
+    assert jobs.next_text(wait=False) is None and capsys.readouterr().out == ""
+    assert jobs.next_text(wait=True).name.number == 4  # nothing else is left to do
+    jobs.finish(0, "line 0")
+    assert capsys.readouterr().out == "line 0\nline 1\nline 2\nline 3\n"
+    assert jobs.next_text(wait=False).name.number == 5 and jobs.done == {}
+
+
+def test_the_progress_bar_counts_prompts(models_dir, tmp_path, monkeypatch, capsys):
+    class Bar:
+        n = 0
+
+        def __init__(self, **options):
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, n):
+            self.n += n
+
+    bars = []
+    monkeypatch.setattr(batch, "tqdm", Bar)
+    (tmp_path / "p.txt").write_text("low\nslow\nlow\n")
+    options = "--n_samples", "2", "--n_tokens_to_generate", "3", *model_options(models_dir)
+    assert batch.main([str(tmp_path / "p.txt"), *map(str, options)]) == 0
+    assert [bar.n for bar in bars] == [3] and capsys.readouterr().out.count("\n") == 6
+
+
+@pytest.mark.parametrize("error", [OSError("unplugged"), ValueError("I/O on a closed file")])
+def test_an_error_while_reading_is_not_the_end_of_the_input(error, models_dir, monkeypatch, capsys):
+    def lines():
+        yield b"low\n"
+        raise error
+
+    monkeypatch.setattr(cli, "open_bytes", lambda path: lines())
+    options = "--batch_size", "1", "--n_tokens_to_generate", "2", *model_options(models_dir)
+    assert batch.main(["-", *map(str, options)]) == 1
+    out, errors = capsys.readouterr()
+    assert json.loads(out)["line"] == 1 and f"batch.py: error: {error}\n" in errors
 
 
 # The command
@@ -176,9 +298,9 @@ def without_time(found):
     return {name: x for name, x in found.items() if name not in ("seconds", "line", "sample")}
 
 
-def test_each_prompt_gets_the_object_that_gpt2_gives(complete, models_dir, tmp_path):
-    prompts = ["low", "", "slower é", "low low low low low low low low low low low low low"]
-    (tmp_path / "p.txt").write_bytes("\ufefflow\n\nslower é\r\n".encode() + prompts[3].encode())
+def test_each_prompt_gets_the_object_that_gpt2_would_give(complete, models_dir, tmp_path):
+    prompts = ["low", "", " slower é ", "low low low low low low low low low low low low low"]
+    (tmp_path / "p.txt").write_bytes("\ufefflow\n\n slower é \r\n".encode() + prompts[3].encode())
     done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "12", "--batch_size", "3")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, b"")
@@ -208,7 +330,8 @@ def test_samples_are_those_of_their_seeds(complete, models_dir, tiny, tmp_path):
             sequence = np.random.SeedSequence(one["seed"], spawn_key=(one["sample"],))
             sampler.rng = np.random.default_rng(sequence)
         ids, n = encoder.encode(one["prompt"]), 3 if one["line"] == 2 else 12
-        chosen = [id_ for id_, _ in gpt2.choices(ids, params, hparams, n, sampler, gpt2.Drafts())]
+        steps = gpt2.continuation(ids, params, hparams, n, sampler, Drafts())
+        chosen = [id_ for id_, _ in steps]
         ends = hparams["eos_token_ids"]
         assert one["ids"] == [id_ for id_ in chosen if id_ not in ends]
         assert one["ended"] == ("end of text" if chosen[-1] in ends else "length")
@@ -224,12 +347,17 @@ def test_samples_are_those_of_their_seeds(complete, models_dir, tiny, tmp_path):
         (b'low\n\xff\xfe\nslow\n{"prompt": 3}', {2: "utf-8"}),
         (
             b'{"prompt": "low"}\nlow\n{"text": "low"}\n\n["prompt"]\n{"prompt": "a", "seed": -1}\n'
-            b'{"prompt": "a", "n_tokens": "9"}\n{"prompt": 3}\n{"prompt": "slow", "seed": null}',
-            {2: "", 3: "prompt", 4: "", 5: "prompt", 6: "seed", 7: "n_tokens", 8: "prompt"},
+            b'{"prompt": "a", "n_tokens": "9"}\n{"prompt": 3}\n{"prompt": "slow", "seed": null}\n'
+            b'{"prompt": "a", "n_tokens": null}\n{"prompt": "a", "n_tokens": -2}\n'
+            b'{"prompt": "a", "n_tokens": 0, "seed": 0}',
+            {
+                **{2: "", 3: "prompt", 4: "", 5: "prompt", 6: "seed", 7: "n_tokens"},
+                **{8: "prompt", 11: "n_tokens"},
+            },
         ),
     ],
 )
-def test_a_bad_line_is_told_and_the_rest_goes_on(lines, bad, complete, tmp_path):
+def test_a_bad_line_gets_an_error_and_the_others_are_completed(lines, bad, complete, tmp_path):
     (tmp_path / "p.txt").write_bytes(lines)
     done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "2")
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -249,7 +377,7 @@ def test_a_bad_line_is_told_and_the_rest_goes_on(lines, bad, complete, tmp_path)
         ([], 2, ["prompts"]),
     ],
 )
-def test_what_means_nothing_is_refused(args, status, words, models_dir, tmp_path):
+def test_wrong_usage_is_refused(args, status, words, models_dir, tmp_path):
     (tmp_path / "p.txt").write_text("low")
     done = run("batch.py", *args, *model_options(models_dir), cwd=tmp_path)
     last = done.stderr.decode().strip().split("\n")[-1]
@@ -257,7 +385,7 @@ def test_what_means_nothing_is_refused(args, status, words, models_dir, tmp_path
     assert last.startswith("batch.py: error: ") and all(word in last for word in words)
 
 
-def test_lines_are_completed_as_they_come(models_dir):
+def test_lines_are_completed_as_they_arrive(models_dir):
     args = command("batch.py", "-", "--n_tokens_to_generate", "2", *model_options(models_dir))
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for line in "low", "slow", "low":
@@ -269,7 +397,7 @@ def test_lines_are_completed_as_they_come(models_dir):
     assert process.returncode == 0
 
 
-def test_stops_end_a_text_and_the_order_stays(complete, models_dir, tmp_path):
+def test_a_stop_ends_its_text_and_the_order_of_lines_stays(complete, models_dir, tmp_path):
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "low", "n_tokens": 200}\n{"prompt": "low", "n_tokens": 0}\n'
     )
@@ -288,24 +416,42 @@ def test_a_killed_run_has_printed_whole_lines(models_dir, tmp_path):
     args = command("batch.py", tmp_path / "p.txt", *model_options(models_dir))
     sizes = []
     for _ in range(int(os.environ.get("BATCH_KILLS", 3))):
-        with open(tmp_path / "out.jsonl", "wb") as out:
+        path = tmp_path / "out.jsonl"
+        with open(path, "wb") as out:
             process = subprocess.Popen(args, stdout=out)
-            time.sleep(random.uniform(0.3, 1.5))
+            while path.stat().st_size == 0 and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.2))
             process.kill()
             process.wait()
-        data = (tmp_path / "out.jsonl").read_bytes()
-        assert data.endswith(b"\n") or not data
-        found = [json.loads(line) for line in data.splitlines()]
+        assert path.read_bytes().endswith(b"\n")
+        found = [json.loads(line) for line in path.read_bytes().splitlines()]
         assert [one["line"] for one in found] == list(range(1, len(found) + 1))
         sizes.append(len(found))
-    assert min(sizes) < 1000
+    assert 0 < min(sizes) < 1000
 
 
-def test_a_text_that_ends_says_so(complete, tiny, tmp_path):
+def test_an_error_ends_the_command_while_standard_input_stays_open(models_dir):
+    args = command("batch.py", "-", *model_options(models_dir, "nosuch"))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(args, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        errors = process.stderr.read().decode()  # until the process ends
+        assert process.wait(60) == 2
+    assert errors.splitlines()[-1].startswith("batch.py: error: unknown model 'nosuch'")
+
+
+def test_an_end_of_text_ends_a_text_also_of_unlimited_length(tiny, tmp_path):
     encoder, hparams, params = tiny
-    first = next(gpt2.generate(encoder.encode("low"), params, hparams, 1))
-    save_model(tmp_path / "end", {**hparams, "eos_token_ids": [first]}, params, encoder.vocabulary)
-    (tmp_path / "p.txt").write_text("low\n")
-    done = run("batch.py", tmp_path / "p.txt", *model_options(tmp_path, "end"))
-    found = json.loads(done.stdout)
-    assert (found["ended"], found["ids"], found["text"]) == ("end of text", [], "")
+    ids = list(gpt2.generate(encoder.encode("low"), params, hparams, 20))
+    n = next(n for n, id_ in enumerate(ids) if n > 2 and id_ not in ids[:n])
+    for eos, expected in (ids[0], []), (ids[n], ids[:n]):
+        hparams = {**hparams, "eos_token_ids": [eos]}
+        save_model(tmp_path / "ends", hparams, params, encoder.vocabulary)
+        lines = '{"prompt": "low", "n_tokens": 20}\n{"prompt": "low", "n_tokens": -1}\n'
+        (tmp_path / "p.jsonl").write_text(lines + '{"prompt": "low"}\n')
+        args = tmp_path / "p.jsonl", "--n_tokens_to_generate", "-1"
+        done = run("batch.py", *args, *model_options(tmp_path, "ends"))
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [one["ids"] for one in found] == [expected] * 3
+        assert {one["ended"] for one in found} == {"end of text"}
+        assert {one["text"] for one in found} == {encoder.decode(expected)}

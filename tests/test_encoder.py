@@ -5,11 +5,14 @@ import random
 import shutil
 
 import pytest
+import regex
 from conftest import GOLDEN
 
 import encoder as room
-from encoder import get_encoder, learn_bpe
+from encoder import BYTE_OF_CHAR, CHAR_OF_BYTE, get_encoder, learn_bpe
+from model_files import unicode16
 from model_files.added_tokens import AddedToken
+from model_files.vocabulary import save_vocabulary
 
 WHITE_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2003\u200b\u2028\u2029\u202f\u205f\u3000"
 PIECES = [
@@ -34,7 +37,7 @@ PIECES = [
 
 
 def random_text(rng):
-    """Letters, white space, control characters, every plane, surrogates, pieces of PIECES."""
+    """Return letters, white space, control characters of every plane, surrogates, some PIECES."""
     ranges = [(0, 128), (0, 0x250), (0, 0x3000), (0, 0x10000), (0xD7F0, 0xE010), (0, 0x110000)]
     parts = []
     for _ in range(rng.randrange(1, 12)):
@@ -50,22 +53,50 @@ def golden():
     return json.loads((GOLDEN / "encoder.json").read_text(encoding="utf-8"))
 
 
+# The byte alphabet
+
+
+def test_each_byte_has_a_visible_character():
+    assert sorted(CHAR_OF_BYTE) == list(range(256))
+    assert all(BYTE_OF_CHAR[char] == byte for byte, char in CHAR_OF_BYTE.items())
+    assert "".join(CHAR_OF_BYTE[byte] for byte in b" low\n") == "ĠlowĊ"
+    assert "".join(CHAR_OF_BYTE[byte] for byte in "é".encode()) == "Ã©"
+    assert all(char.isprintable() and not char.isspace() for char in BYTE_OF_CHAR)
+
+
 # Words
 
 
-def test_a_text_is_cut_into_words():
-    words = [word for part in room.split_words("So,  I'm in") for word in part]
-    assert words == ["So", ",", " ", " I", "'m", " in"]
+@pytest.mark.parametrize("split", [room.split_words_simply, room.split_words])
+def test_a_text_is_split_into_words(split):
+    assert list(split("So,  I'm in")) == ["So", ",", " ", " I", "'m", " in"]
+    assert list(split("")) == []
 
 
-def test_words_do_not_depend_on_where_the_text_is_cut():
+def test_splitting_pieces_of_a_text_is_the_definition():
     rng = random.Random(2)
     texts = ["".join(random_text(rng) for _ in range(60)) for _ in range(30)]
     texts += ["".join(map(chr, rng.choices(range(128), k=3000))) for _ in range(10)]
     texts += ["x" * n + space * 5 + "y" for n in range(996, 1002) for space in WHITE_SPACE]
+    newer = 0
     for text in map(room.without_surrogates, texts):
-        words = [word for part in room.split_words(text) for word in part]
-        assert words == room.FIND_WORDS_EXACTLY(text)
+        assert list(room.split_words(text)) == unicode16.compile_words(room.WORD)(text)
+        assigned = "".join(char for char in text if not unicode16.has_newer_character(char))
+        assert list(room.split_words(assigned)) == room.split_words_simply(assigned)
+        newer += len(text) - len(assigned)
+    assert newer > 100
+
+
+def test_characters_newer_than_unicode_16_are_neither_letters_nor_digits():
+    is_letter = regex.compile(r"[\p{L}\p{N}]").match  # to this version of regex
+    for char in map(chr, range(0x33480)):
+        if unicode16.has_newer_character(char) and is_letter(char):
+            assert list(room.split_words(f"a{char}1{char}b")) == ["a", char, "1", char, "b"]
+
+
+def test_a_long_text_is_split_as_it_is_needed():
+    words = room.split_words("low and slow " * 10**6)
+    assert iter(words) is words and [next(words) for _ in range(3)] == ["low", " and", " slow"]
 
 
 # Merges
@@ -82,7 +113,7 @@ def test_worked_merges(merge):
         ("low", "low"),  # l o comes before o w
         ("slows", "s low s"),
         ("ow", "ow"),
-        ("abc", "a bc"),  # not ab, since b c comes before a b; and not abc, as ab is never there
+        ("abc", "a bc"),  # not ab, since b c comes before a b; nor abc, since there is no ab
         ("abab", "ab ab"),
         ("xx", "xx"),
         ("xxx", "xxx"),  # the leftmost two, then the third
@@ -92,7 +123,7 @@ def test_worked_merges(merge):
         assert merge(list(word), rank) == tokens.split()
 
 
-def test_merging_is_the_definition(small):
+def test_fast_merging_is_the_definition(small):
     rng = random.Random(3)
     for _ in range(300):
         word = rng.choice(["thesis", " naïve", "日本😀"]).encode()
@@ -106,7 +137,7 @@ def test_merging_is_the_definition(small):
         assert room.merge(list(tokens), rank) == room.merge_simply(tokens, rank)
 
 
-def test_work_grows_in_step_with_the_word():
+def test_the_work_of_merging_is_proportional_to_the_word():
     class Counting(dict):
         looks = 0
 
@@ -135,7 +166,7 @@ def test_ids_are_those_of_the_reference(golden, name, shared):
         assert encoder.decode(ids) == room.without_surrogates(text)
 
 
-def test_released_vocabulary(shared):
+def test_the_released_vocabulary(shared):
     encoder = get_encoder(shared / "gpt2-vocab")
     assert (encoder.n_vocab, encoder.eot) == (50257, 50256)
     ranks = [encoder.rank[pair] for pair in (("Ġ", "l"), ("o", "w"), ("Ġl", "ow"))]
@@ -153,23 +184,41 @@ def test_ids_of_added_tokens_are_those_of_transformers(golden, tmp_path):
         assert encoder.decode(case["ids"]) == case["text"]
 
 
-def test_of_added_tokens_the_longest_is_found():
+def test_get_encoder_takes_a_path_or_a_name_and_its_directory(small, tmp_path):
+    save_vocabulary(small.vocabulary, tmp_path / "124M")
+    for encoder in (
+        get_encoder("124M", str(tmp_path)),  # as in picoGPT
+        get_encoder(model_name="124M", models_dir=str(tmp_path)),
+        get_encoder(str(tmp_path / "124M")),
+        get_encoder(tmp_path / "124M"),
+    ):
+        assert encoder.vocabulary.ids == small.vocabulary.ids
+        assert encoder.decode(encoder.encode("the thesis")) == "the thesis"
+    with pytest.raises(FileNotFoundError, match="355M"):
+        get_encoder("355M", str(tmp_path))
+
+
+def test_the_longest_of_several_added_tokens_is_found():
     vocabulary = learn_bpe([], 257).vocabulary
     added = {"<x y>": AddedToken(257), "<日>": AddedToken(258), "<日>z": AddedToken(259)}
     encoder = room.Encoder(vocabulary._replace(added=added))
     assert encoder.n_vocab == 260
+    padded = room.Encoder(vocabulary._replace(added=added), n_vocab=263)
+    assert padded.decode([258, 260, 262]) == "<日>"  # an id that only pads has no text
     assert encoder.encode("<日><x y><日>z") == [258, 257, 259]
     assert encoder.decode(encoder.encode("a<x y>é<日>")) == "a<x y>é<日>"
 
 
-def test_white_space_that_an_added_token_takes_along_is_no_other_one():
+def test_white_space_that_an_added_token_takes_is_not_another_token():
     added = {"<x>": AddedToken(257, rstrip=True), "  ": AddedToken(258)}
     encoder = room.Encoder(learn_bpe([], 257).vocabulary._replace(added=added))
     a = encoder.vocabulary.ids["a"]
     assert encoder.encode("  <x>    a  <x>\n") == [258, 257, a, 258, 257]
+    separator = encoder.vocabulary.ids[CHAR_OF_BYTE[0x1C]]  # white space only to Python
+    assert encoder.encode("<x>\u2003\x85\x1ca") == [257, separator, a]
 
 
-def test_an_added_token_that_the_model_has_not_is_an_error_where_it_stands():
+def test_an_added_token_that_the_model_does_not_have_is_refused():
     vocabulary = learn_bpe([], 257).vocabulary
     ids = {token: id_ - 1 for token, id_ in vocabulary.ids.items() if id_}
     added = {"<x>": AddedToken(256), "<y>": AddedToken(257), "<|endoftext|>": AddedToken(258)}
@@ -179,7 +228,17 @@ def test_an_added_token_that_the_model_has_not_is_an_error_where_it_stands():
         encoder.encode("a<y>")
 
 
-def test_a_vocabulary_may_name_its_tokens_in_any_order(small):
+def test_a_byte_without_a_token_and_a_merge_that_occurs_twice_are_refused(small):
+    vocabulary = small.vocabulary._replace(source="here/vocab.json")
+    ids = {token: id_ for token, id_ in vocabulary.ids.items() if token != "!"}
+    with pytest.raises(ValueError, match="here/vocab.json: byte 33 has no token"):
+        room.Encoder(vocabulary._replace(ids=ids))
+    twice = [*vocabulary.merges, vocabulary.merges[0]]
+    with pytest.raises(ValueError, match="here/vocab.json: a merge occurs twice"):
+        room.Encoder(vocabulary._replace(merges=twice))
+
+
+def test_a_vocabulary_may_list_its_tokens_in_any_order(small):
     vocabulary = small.vocabulary
     backwards = room.Encoder(vocabulary._replace(ids=dict(reversed(vocabulary.ids.items()))))
     ids = small.encode("low and slow, low again")
@@ -187,7 +246,7 @@ def test_a_vocabulary_may_name_its_tokens_in_any_order(small):
     assert backwards.decode(ids) == "low and slow, low again" and backwards.eot == small.eot
 
 
-def test_bytes_without_merges():
+def test_a_vocabulary_without_merges_encodes_bytes():
     plain = learn_bpe(["some text"], 257)
     assert (plain.vocabulary.merges, plain.n_vocab, plain.eot) == ([], 257, 0)
     data = bytes(range(256))
@@ -197,7 +256,7 @@ def test_bytes_without_merges():
         learn_bpe(["some text"], 256)
 
 
-def test_bytes_survive(small):
+def test_any_bytes_and_any_text_survive(small):
     rng = random.Random(1)
     for _ in range(300):
         data = rng.randbytes(rng.randrange(40))
@@ -211,7 +270,7 @@ def test_bytes_survive(small):
         assert small.encode_bytes(clean.encode()) == small.encode(clean)
 
 
-def test_stream_gives_a_character_with_its_last_byte():
+def test_a_stream_yields_a_character_with_its_last_byte():
     plain = learn_bpe([], 257)
     seen, shown = b"", ""
     ids = plain.encode("aé日😀z")
@@ -227,17 +286,17 @@ def test_stream_gives_a_character_with_its_last_byte():
         assert text
         shown += text
     assert shown == "aé日😀z"
-    cut = list(plain.decode_stream(ids[:-2]))  # ends inside of 😀
+    cut = list(plain.decode_stream(ids[:-2]))  # it ends inside the character 😀
     assert cut == ["a", "é", "日", "\ufffd"]
 
 
-def test_unknown_id(small):
+def test_an_unknown_id_is_refused(small):
     for id_ in small.n_vocab, -1:
         with pytest.raises(ValueError, match=f"id {id_} is not in the vocabulary"):
             small.decode([id_])
 
 
-def test_a_token_that_is_not_spelled_in_bytes_is_what_it_says(small):
+def test_a_token_that_is_not_spelled_in_bytes_stands_for_itself(small):
     ids = {
         **small.vocabulary.ids,
         "日 本": small.n_vocab,
@@ -246,11 +305,11 @@ def test_a_token_that_is_not_spelled_in_bytes_is_what_it_says(small):
     assert encoder.decode([small.n_vocab, *small.encode("日")]) == "日 本日"
 
 
-def test_memory_of_words_is_bounded(small, monkeypatch):
+def test_the_cache_of_words_is_bounded(small, monkeypatch):
     small.encode("y" * 1000 + " zz")
     assert "y" * 1000 not in small.ids_of_word and " zz" in small.ids_of_word
     small.ids_of_word.clear()
-    monkeypatch.setattr(room, "MAX_WORDS", 100)
+    monkeypatch.setattr(room.Cache, "MAX_RESULTS", 100)
     for number in range(1000):
         small.encode(str(number))
         assert len(small.ids_of_word) <= 100
@@ -269,17 +328,17 @@ def test_learned_vocabulary_is_that_of_tokenizers(golden):
         assert ids == case["ids"]
 
 
-def test_worked_vocabulary():
+def test_a_worked_vocabulary():
     merges = learn_bpe(["low low lower"], 260).vocabulary.merges
     assert merges == [("l", "o"), ("lo", "w"), ("Ġ", "low")]
 
 
-def test_surrogates_are_learned_as_they_are_encoded():
+def test_learning_treats_surrogates_as_encoding_does():
     found, expected = (learn_bpe([text] * 2, 300).vocabulary for text in ("\ud83d\ude00", "😀"))
     assert found == expected and len(found.merges) == 3
 
 
-def test_learning_takes_the_end_of_a_text_for_the_end_of_a_word():
+def test_no_merge_crosses_the_end_of_a_text():
     assert learn_bpe(["abab"], 258).vocabulary.merges == [("a", "b")]
     assert learn_bpe(["a", "b", "a", "b"], 258).vocabulary.merges == []
 
@@ -294,7 +353,7 @@ def test_the_steps_of_learning():
 def test_worked_learning(learn):
     tokens = ["a", "b", "c"]
     words = [([0, 1, 2], 3), ([1, 2], 2), ([0, 1], 3), ([2, 2, 2, 2], 1)]
-    # a b is there 6 times; then c c and ab c 3 times each, b c twice
+    # a b occurs 6 times; then c c and ab c 3 times each, b c twice
     assert learn(words, tokens, 99) == [(0, 1), (2, 2), (3, 2), (1, 2)]
     assert tokens == ["a", "b", "c", "ab", "cc", "abc", "bc"]
     tokens = ["a", "b", "c"]
@@ -303,8 +362,8 @@ def test_worked_learning(learn):
 
 
 @pytest.mark.parametrize("start", ["a b", "a b c", "a b aa ab"])
-def test_learning_is_the_definition(start):
-    """From single letters no two merges make the same token; with "aa" at the start some do."""
+def test_fast_learning_is_the_definition(start):
+    """Merges of single letters make different tokens; with "aa" at the start two may be equal."""
     rng, twice = random.Random(0), 0
     for _ in range(500):
         tokens = start.split()

@@ -5,8 +5,8 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,9 +25,10 @@ from conftest import (
 )
 
 import evaluate
+import fast
 import gpt2_pico
 from encoder import learn_bpe
-from gpt2 import N_QUERIES
+from gpt2 import QUERY_BLOCK
 from model_files.directory import save_model
 
 
@@ -62,9 +63,9 @@ def test_worked_windows():
         (0, 1, LONG),
         (7, 8, 150),
         (5, 100, 178),  # pieces without a target come first
-        (0, N_QUERIES, N_QUERIES + 1),
-        (0, N_QUERIES + 1, N_QUERIES + 2),
-        (3, 3 + N_QUERIES, 3 + 2 * N_QUERIES),
+        (0, QUERY_BLOCK, QUERY_BLOCK + 1),
+        (0, QUERY_BLOCK + 1, QUERY_BLOCK + 2),
+        (3, 3 + QUERY_BLOCK, 3 + 2 * QUERY_BLOCK),
         (170, 177, 178),
     ],
 )
@@ -77,23 +78,56 @@ def test_the_losses_of_a_window_are_those_of_the_formula(window):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_log_probabilities_of_large_logits_are_finite():
-    logits = np.array([[1e4, 0, -1e4], [5, 5, 5], [-300, -300, -300]], np.float32)
-    found = evaluate.log_probabilities(logits, np.array([0, 1, 2]))
-    np.testing.assert_allclose(found, [0, -math.log(3), -math.log(3)], rtol=1e-6)
+@pytest.fixture
+def pool():
+    with evaluate.worker_threads(2) as pool:
+        yield pool
 
 
-def test_the_sum_is_over_all_windows_also_on_threads():
+def test_the_sum_is_over_all_windows(pool):
     params, ids = random_params(seed=4), some_ids(300)
     todo = list(evaluate.windows(300, 48, 20))
     expected = sum(losses(ids[i:k], params)[j - i - 1 :].sum() for i, j, k in todo)
-    nats, n = evaluate.evaluate(ids, iter(todo), params, TINY)
+    nats, n = evaluate.evaluate(ids, iter(todo), params, TINY, pool)
     assert nats == pytest.approx(expected, rel=1e-5) and n == 299
-    with ThreadPoolExecutor(2) as pool:
-        assert evaluate.evaluate(ids, todo, params, TINY, pool.map) == (nats, n)
     many = iter([(0, 1, 2)] * 2500)  # more than are taken at a time
-    nats, n = evaluate.evaluate(ids, many, params, TINY)
+    nats, n = evaluate.evaluate(ids, many, params, TINY, pool)
     assert nats == pytest.approx(2500 * losses(ids[:2], params)[0], rel=1e-4) and n == 2500
+
+
+def test_items_are_taken_as_they_are_needed_and_results_come_in_order(pool):
+    taken = []
+
+    def items():
+        for i in range(5000):
+            taken.append(i)
+            yield i
+
+    results = evaluate.map_lazily(pool, lambda i: 2 * i, items())
+    assert next(results) == 0 and len(taken) < 2000
+    assert [0, *results] == [2 * i for i in range(5000)]
+
+
+def test_threads_hand_over_sooner_do_not_warn_and_share_no_product():
+    interval, n_blas = sys.getswitchinterval(), fast.get_blas_threads and fast.get_blas_threads()
+    with pytest.raises(ZeroDivisionError), evaluate.worker_threads(2) as pool:
+        assert sys.getswitchinterval() < interval
+        assert pool.submit(np.geterr).result() == dict.fromkeys(np.geterr(), "ignore")
+        assert np.geterr() == dict.fromkeys(np.geterr(), "ignore")
+        if fast.get_blas_threads:
+            assert pool.submit(fast.get_blas_threads).result() == fast.get_blas_threads() == 1
+        raise ZeroDivisionError
+    assert sys.getswitchinterval() == interval
+    assert not fast.get_blas_threads or fast.get_blas_threads() == n_blas
+
+
+def test_an_interrupt_does_not_wait_for_what_is_queued():
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), evaluate.worker_threads(2) as pool:
+        for _ in range(1000):
+            pool.submit(time.sleep, 0.05)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 5  # and not 25
 
 
 def figures(text, tiny, stride):
@@ -174,7 +208,7 @@ def test_several_files_are_set_apart(models_dir, tiny, tmp_path):
         ([], "text"),
         (["x", "--stride", "0"], "stride"),
         (["x", "--val_fraction", "2"], "val_fraction"),
-        (["x", "--val_fraction", "0.1", "--lines"], "not with --lines"),
+        (["x", "--val_fraction", "0.1", "--lines"], "no effect with --lines"),
         (["x", "--verbose"], "--lines"),
     ],
 )
@@ -201,35 +235,37 @@ def test_what_goes_wrong_is_1_and_one_line(models_dir, tiny, tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff" * 9)
     assert "bytes: byte 0 is not UTF-8" in fails(tmp_path / "bytes")
     (tmp_path / "one").write_bytes(b"x")
-    assert "one: 1 tokens of text" in fails(tmp_path / "one")
+    assert "the text is too short: 1 tokens" in fails(tmp_path / "one")
     (tmp_path / "empty").touch()
     assert "empty: the file is empty" in fails(tmp_path / "empty")
-    assert "text: 0 tokens" in fails(tmp_path / "text", options=["--val_fraction", "0"])
+    assert "short: 0 tokens" in fails(tmp_path / "text", options=["--val_fraction", "0"])
     damaged = {**params, "ln_f": {**params["ln_f"], "b": np.full(16, np.nan, np.float32)}}
     save_model(tmp_path / "nan", hparams, damaged, encoder.vocabulary)
-    assert "text: the model's logits are not finite" in fails(tmp_path / "text", "nan", tmp_path)
+    for options in (), ("--lines", "--json"):
+        line = fails(tmp_path / "text", "nan", tmp_path, options)
+        assert "the model's logits are not finite" in line
     narrow = {**hparams, "n_ctx": 1}
     save_model(tmp_path / "narrow", narrow, random_params(7, **narrow), encoder.vocabulary)
-    assert "needs two" in fails(tmp_path / "text", "narrow", tmp_path)
+    assert "perplexity needs two" in fails(tmp_path / "text", "narrow", tmp_path)
 
 
-def test_figures_of_a_text_whose_characters_are_cut():
+def test_figures_of_a_text_whose_characters_are_cut(pool):
     """A character counts where its first byte does."""
     encoder = learn_bpe([], 257)
     hparams = {**TINY, "n_vocab": 257, "n_ctx": 5}
     params = random_params(1, **hparams)
     ids = np.array(encoder.encode("é日😀z"))  # 2 + 3 + 4 + 1 bytes, a token each
-    found = evaluate.measure(ids, encoder, hparams, params, stride=3)
+    found = evaluate.measure(ids, encoder, hparams, params, pool, stride=3)
     nats = found["nats per token"] * 9
     assert found["tokens"] == 9
     assert found["bits per byte"] == pytest.approx(nats / 9 / math.log(2))
     assert found["nats per character"] == pytest.approx(nats / 3)  # é begins in the first token
 
 
-def test_the_worst_of_models_has_a_perplexity(tiny, monkeypatch):
+def test_the_worst_of_models_has_a_perplexity(tiny, pool, monkeypatch):
     encoder, hparams, params = tiny
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: (1e6, 9))
-    found = evaluate.measure(np.arange(10), encoder, hparams, params)
+    found = evaluate.measure(np.arange(10), encoder, hparams, params, pool)
     assert found["perplexity"] == math.exp(700) and found["nats per token"] == 1e6 / 9
 
 

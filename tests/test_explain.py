@@ -1,4 +1,4 @@
-"""explain.py: what it sees is what gpt2.py and transformers compute; the terminal; the file."""
+"""explain.py and page/: what they show is what gpt2_pico and transformers compute."""
 
 import base64
 import json
@@ -7,12 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import EPS, GOLDEN, LONG, N_HEAD, ROOT, model_options, random_params, run, some_ids
+from conftest import GOLDEN, LONG, ROOT, TINY, model_options, random_params, run, some_ids
+from pico_trace import Pass
 
 import explain
 import gpt2
-import gpt2_pico
-from page import data
+from page import data, record
 from utils import load_encoder_hparams_and_params
 
 SIZES = {  # n_layer, n_head, n_embd
@@ -23,35 +23,16 @@ SIZES = {  # n_layer, n_head, n_embd
 }
 
 
-def model_of(params, n_head=N_HEAD, eps=EPS):
-    return {**params, "n_head": n_head, "eps": eps}
-
-
-def forward(ids, params):
-    return gpt2.gpt2(ids, **params, n_head=N_HEAD, eps=EPS)
-
-
-def all_streams(ids, model):
-    seen = list(explain.look(ids, **model))
-    streams = [x for block in seen for x in (block.x, block.middle)] + [seen[-1].end]
-    return np.stack(streams), np.stack([block.mixed for block in seen]), seen
-
-
-def logits_of(stream, model):
-    return np.concatenate([logits for _, logits in explain.read_out(stream, **model)])
-
-
 def unpack(array):
-    """What data.js does."""
+    """Return an array that data.pack has packed, as data.js does."""
     planes = np.frombuffer(zlib.decompress(base64.b64decode(array["data"])), np.uint8)
     itemsize = int(array["type"][1:])
-    numbers = (
-        planes.reshape(itemsize, -1).T.copy().view("<" + array["type"]).reshape(array["shape"])
-    )
-    return numbers * array["step"] if array["step"] else numbers
+    numbers = planes.reshape(itemsize, -1).T.copy().view("<" + array["type"])
+    return numbers.reshape(array["shape"])
 
 
 def read_page(page):
+    """Return the facts and the arrays of a page."""
     content = re.search(rb'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1]
     facts = json.loads(content)
     return facts, {name: unpack(x) for name, x in facts["arrays"].items()}
@@ -59,9 +40,7 @@ def read_page(page):
 
 @pytest.fixture(scope="module")
 def shipped():
-    encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
-    model = model_of(params, hparams["n_head"], hparams["layer_norm_epsilon"])
-    return encoder, hparams, params, model
+    return load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
 
 
 @pytest.fixture(scope="module")
@@ -72,147 +51,301 @@ def golden():
 @pytest.fixture(scope="module")
 def recorded(shipped, golden):
     """The record of the golden text, of which the first twelve tokens are the prompt."""
-    _, hparams, params, _ = shipped
-    arrays, fits, notes = explain.record(golden["ids"].tolist(), 12, None, params, hparams)
-    arrays = {name: x[0] * x[1] if isinstance(x, tuple) else x for name, x in arrays.items()}
-    return arrays, fits, notes
+    _, hparams, params = shipped
+    return record.record(golden["ids"].tolist(), 12, None, params, hparams)
 
 
-# The pass that is watched
+IDS = some_ids(11, seed=4).tolist()
+
+
+@pytest.fixture(scope="module")
+def tiny_params():
+    """Parameters in which each bias, gain and norm differs from all others."""
+    return random_params(8)
+
+
+@pytest.fixture(scope="module")
+def truth(tiny_params):
+    return Pass(IDS, tiny_params, TINY)
+
+
+@pytest.fixture(scope="module")
+def tiny_record(tiny_params):
+    """The record of IDS, of which four are the prompt, as {name: array}."""
+    arrays, _ = record.record(IDS, 4, 7, tiny_params, TINY)
+    return arrays
+
+
+def trace(ids, params, hparams=TINY):
+    return list(record.run_with_trace(ids, params, hparams))
+
+
+def streams_of(traces):
+    return np.stack(list(record.residual_streams(traces).values()))
+
+
+def close(found, expected, atol=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+# The pass with a trace
 
 
 @pytest.mark.parametrize("n", [1, 7, 48])
-def test_the_watched_pass_ends_where_gpt2_does(n):
+def test_the_traced_pass_is_that_of_gpt2(n):
     params, ids = random_params(3), some_ids(n)
-    model = model_of(params)
-    streams, _, _ = all_streams(ids, model)
-    np.testing.assert_allclose(
-        logits_of(streams[-1], model), forward(ids, params), rtol=0, atol=1e-4
-    )
-    pico = gpt2_pico.gpt2(ids, **model)
-    np.testing.assert_allclose(logits_of(streams[-1], model), pico, rtol=0, atol=1e-4)
+    logits = record.unembed(trace(ids, params)[-1].resid_post, params, TINY)
+    close(logits, gpt2.gpt2(ids, **params, hparams=TINY))
+    exact = Pass(ids, params, TINY)
+    close(logits, exact.logits(exact.streams[-1]), 1e-4)
 
 
-def test_a_text_of_several_pieces_is_watched_the_same():
-    params, ids = random_params(5, n_ctx=LONG), some_ids(LONG)
-    model = model_of(params)
-    streams, _, seen = all_streams(ids, model)
-    np.testing.assert_allclose(
-        logits_of(streams[-1], model), forward(ids, params), rtol=0, atol=2e-4
-    )
-    for block in seen:
-        np.testing.assert_allclose(block.weights.sum(-1), 1, atol=1e-5)
-        assert not np.triu(block.weights, 1).any()
+def test_a_trace_holds_what_each_block_does(tiny_params, truth):
+    traces = trace(IDS, tiny_params)
+    close(streams_of(traces), truth.streams)
+    for i, block in enumerate(traces):
+        close(block.resid_pre, truth.streams[2 * i])
+        close(block.resid_mid, truth.streams[2 * i + 1])
+        close(block.resid_post, truth.streams[2 * i + 2])
+        close(block.pattern, truth.patterns[i])
+        close(block.v, truth.values[i])
+        close(block.z, truth.patterns[i] @ truth.values[i])
+        close(block.neurons, truth.neurons[i])
 
 
-@pytest.mark.parametrize("half", range(6))
-def test_a_pass_can_start_before_any_half_block(half):
-    params, ids = random_params(4), some_ids(9)
-    model = model_of(params)
-    streams, _, _ = all_streams(ids, model)
-    end = explain.resume(streams[half], half, **model)
-    np.testing.assert_allclose(end, streams[-1], rtol=0, atol=1e-4)
+def test_the_steps_of_the_stream_have_names(tiny_params):
+    last = record.residual_streams(trace(IDS, tiny_params), rows=slice(-1, None))
+    assert [*last][:4] == ["embedding", "block 0 attention", "block 0 MLP", "block 1 attention"]
+    assert len(last) == 2 * TINY["n_layer"] + 1
+    whole = record.residual_streams(trace(IDS, tiny_params))
+    assert all(np.array_equal(last[name], x[-1:]) for name, x in whole.items())
 
 
-def test_everything_seen_is_float32():
-    model = model_of(random_params(6))
-    for block in explain.look(some_ids(5), **model):
-        assert {x.dtype for x in block} == {np.dtype(np.float32)}
+def test_attention_of_a_long_text_is_computed_in_pieces():
+    hparams = {**TINY, "n_ctx": LONG}
+    params, ids = random_params(5, **hparams), some_ids(LONG)
+    exact = Pass(ids, params, hparams)
+    for block, pattern in zip(trace(ids, params, hparams), exact.patterns):
+        found = block.pattern
+        close(found, pattern, 1e-4)
+        close(found.sum(-1), 1)
+        assert not np.triu(found, 1).any()
 
 
-def test_what_is_seen_is_what_transformers_computes(shipped, golden):
-    *_, model = shipped
-    streams, _, seen = all_streams(golden["ids"], model)
-    weights = np.stack([block.weights for block in seen])
-    np.testing.assert_allclose(weights, golden["weights"], rtol=0, atol=2e-6)
-    np.testing.assert_allclose(streams[:, -1], golden["stream"], rtol=0, atol=1e-4)
-    ids, p = explain.lens(streams, slice(None), model)
-    np.testing.assert_allclose(p[..., :2], golden["lens_p"], rtol=0, atol=1e-4)
-    assert np.mean(ids[..., 0] == golden["lens_ids"][..., 0]) > 0.999
-    np.testing.assert_allclose(logits_of(streams[-1:, -1], model)[0], golden["logits"], atol=1e-3)
+def test_every_activation_is_float32(tiny_params):
+    for block in trace(IDS, tiny_params):
+        assert {x.dtype for x in vars(block).values()} == {np.dtype(np.float32)}
 
 
-# Shares and knock-outs
+def test_the_trace_is_what_transformers_computes(shipped, golden):
+    _, hparams, params = shipped
+    traces = trace(golden["ids"], params, hparams)
+    patterns = [block.pattern for block in traces]
+    close(patterns, golden["weights"], 2e-6)
+    streams = streams_of(traces)
+    close(streams[:, -1], golden["stream"], 1e-4)
+    for x, ids, p in zip(streams, golden["lens_ids"], golden["lens_p"]):
+        found_ids, found_p = record.logit_lens(x, params, hparams)
+        close(found_p[:, :2], p, 1e-4)
+        assert np.mean(found_ids[:, 0] == ids[:, 0]) > 0.96
+    close(record.unembed(streams[-1, -1:], params, hparams)[0], golden["logits"], 1e-4)
 
 
-def test_shares_add_up_to_the_logit(recorded, golden):
-    arrays, fits, _ = recorded
-    assert fits["shares"] == slice(0, len(golden["ids"]))
-    sums = arrays["shares"].sum(-1)[:, :-1]
-    np.testing.assert_allclose(sums, arrays["logits"], rtol=0, atol=1e-4)
-    exact = golden["logits"][arrays["candidates"][-1]]
-    np.testing.assert_allclose(sums[-1], exact, rtol=0, atol=1e-4)
+def test_the_lens_reads_the_stream_as_if_the_model_ended_there(tiny_params, truth):
+    for x, exact in zip(streams_of(trace(IDS, tiny_params)), truth.streams):
+        logits = truth.logits(exact)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        best = np.argsort(-p)[:, :5]
+        ids, found = record.logit_lens(x, tiny_params, TINY)
+        assert (ids == best).all()
+        close(found, np.take_along_axis(p, best, 1))
+        some = np.arange(2 * len(IDS)).reshape(-1, 2)
+        ids, found = record.logit_lens(x, tiny_params, TINY, some)
+        assert (ids == some).all()
+        close(found, np.take_along_axis(p, some, 1))
 
 
-def test_a_share_is_what_its_part_adds(shipped, golden):
-    """A head's share is the change of the logit, with the scale held, where its output is 0."""
-    *_, model = shipped
-    ids, at = golden["ids"], slice(None)
-    streams, mixed, _ = all_streams(ids, model)
-    candidates = np.tile(np.arange(3), (len(ids), 1))
-    found = explain.shares(ids, at, candidates, streams, mixed, **model)
-    i, head = 2, 3
-    w = model["blocks"][i]["attn"]["c_proj"]["w"][64 * head : 64 * (head + 1)]
-    x = streams[-1].astype(np.float64)
-    scale = np.sqrt(x.var(-1, keepdims=True) + model["eps"])
-    without = x - mixed[i][:, 64 * head : 64 * (head + 1)] @ w
-
-    def logits(x):
-        x = (x - x.mean(-1, keepdims=True)) / scale * model["ln_f"]["g"] + model["ln_f"]["b"]
-        return x @ model["wte"].T
-
-    n_others = 2 + i * (model["n_head"] + 1)
-    change = logits(x) - logits(without)
-    np.testing.assert_allclose(found[:, :3, n_others + head], change[:, :3], atol=1e-4)
-    np.testing.assert_allclose(found[:, 3, n_others + head], change.mean(-1), atol=1e-4)
+# Attribution and ablation
 
 
-class Bar:
-    def update(self):
-        pass
+def test_contributions_add_up_to_the_logit(recorded, golden):
+    arrays, fits = recorded
+    assert fits["attribution"] == slice(0, len(golden["ids"]))
+    sums = arrays["attribution"].sum(-1)[:, :-1]
+    close(sums, arrays["candidate_logits"], 1e-4)
+    close(sums[-1], golden["logits"][arrays["candidates"][-1]], 1e-4)
+
+
+def test_a_contribution_is_what_the_part_adds_to_the_logit(tiny_params, truth):
+    """Each part by itself, for two tokens and for the mean of all."""
+    at, candidates = slice(2, 9), np.tile([3, 70], (7, 1))
+    traces = trace(IDS, tiny_params)
+    found = record.direct_logit_attribution(IDS, at, candidates, traces, tiny_params, TINY)
+    n, p = len(IDS), truth.params
+    parts, bias = [p["wte"][IDS], p["wpe"][:n]], 0
+    for i, block in enumerate(p["blocks"]):
+        parts += [*truth.written[i], truth.mlp[i] - block["mlp"]["c_proj"]["b"]]
+        bias = bias + block["attn"]["c_proj"]["b"] + block["mlp"]["c_proj"]["b"]
+    logits = np.stack([truth.contribution(part) for part in parts], -1)  # [n, n_vocab, parts]
+    biases = truth.contribution(np.tile(bias, (n, 1))) + p["wte"] @ p["ln_f"]["b"]
+    logits = np.concatenate([logits, biases[..., None]], -1)[at]
+    assert found.shape == (7, 3, 2 + TINY["n_layer"] * (TINY["n_head"] + 1) + 1)
+    close(found[:, :2], logits[:, [3, 70]], 1e-4)
+    close(found[:, 2], logits.mean(1), 1e-4)
 
 
 @pytest.mark.parametrize("name, whole", [("knocked", False), ("layers", True)])
-def test_knock_outs_are_passes_of_transformers_without_that_part(name, whole, shipped, golden):
-    *_, model = shipped
-    streams, mixed, _ = all_streams(golden["ids"], model)
+def test_ablation_is_a_pass_of_transformers_without_that_part(name, whole, shipped, golden):
+    _, hparams, params = shipped
+    traces = trace(golden["ids"], params, hparams)
     best = golden["best"][:, None]
-    p = explain.knock_outs(slice(None), best, streams, mixed, whole, model, Bar())
-    np.testing.assert_allclose(p[..., 0], golden[name], rtol=0, atol=1e-4)
+    streams = record.ablate_parts(traces, whole, params, hparams)
+    found = [record.logit_lens(x, params, hparams, best)[1] for x in streams]
+    close(np.stack(found)[..., 0], golden[name], 1e-4)
 
 
-# What is kept of it
+@pytest.mark.parametrize("whole", [False, True])
+def test_ablation_leaves_out_one_part_after_another(whole, tiny_params):
+    """With the biases of a part where it adds them: a head has none of its own."""
+    names = ["attention"] if whole else [*range(TINY["n_head"])]
+    parts = [(i, name) for i in range(TINY["n_layer"]) for name in [*names, "MLP"]]
+    streams = list(record.ablate_parts(trace(IDS, tiny_params), whole, tiny_params, TINY))
+    assert len(streams) == len(parts)
+    for x, part in zip(streams, parts):
+        close(x, Pass(IDS, tiny_params, TINY, without=part).streams[-1], 1e-4)
 
 
-def test_the_text_itself_is_always_among_the_candidates(recorded, golden):
+def test_the_record_holds_probabilities_of_the_candidates_without_a_part(tiny_record):
+    found = (tiny_record["ablation"] / 65535) ** 2  # [parts, n, c]
+    params, candidates = random_params(8), tiny_record["candidates"]
+    for part, name in (3, (0, 3)), (5, (0, "MLP")), (10, (1, 4)):
+        exact = Pass(IDS, params, TINY, without=name)
+        logits = exact.logits(exact.streams[-1])
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        close(found[part], np.take_along_axis(p, candidates, 1), 1e-4)
+
+
+# Lengths, values and neurons
+
+
+def test_lengths_are_of_the_stream_and_of_what_a_half_block_adds(tiny_record, truth):
+    """The length of a difference is not the difference of two lengths."""
+    lengths = [np.sqrt((x**2).sum(-1)) for x in truth.streams]
+    close(tiny_record["resid_norms"], lengths, 1e-4)
+    added = [after - before for before, after in zip(truth.streams, truth.streams[1:])]
+    close(tiny_record["added_norms"], [np.sqrt((x**2).sum(-1)) for x in added], 1e-4)
+
+
+def test_a_value_is_as_long_as_what_the_head_writes_of_it(tiny_record, truth):
+    for i, found in enumerate(tiny_record["value_norms"]):
+        norms = truth.value_norms(i)
+        close((found / 255) ** 2, norms / norms.max(-1, keepdims=True), 0.004)
+        before = np.sqrt((truth.values[i] ** 2).sum(-1))
+        assert abs(before / before.max(-1, keepdims=True) - (found / 255) ** 2).max() > 0.1
+
+
+def test_a_head_that_writes_nothing_has_values_of_no_length():
+    params = random_params(8)
+    params["blocks"][0]["attn"]["c_proj"]["w"][:8] = 0
+    with np.errstate(all="raise"):
+        arrays, _ = record.record(IDS, 4, None, params, TINY)
+    assert not arrays["value_norms"][0, 0].any() and arrays["value_norms"][0, 1].any()
+
+
+@pytest.mark.parametrize("n_inner", [160, 10])
+def test_the_strongest_neurons_are_those_that_write_most(n_inner):
+    """Of ten, all are shown, those with negative activations among them."""
+    hparams = {**TINY, "n_inner": n_inner}
+    params = random_params(8, **hparams)
+    arrays, exact = record.record(IDS, 4, 7, params, hparams)[0], Pass(IDS, params, hparams)
+    for i in range(TINY["n_layer"]):
+        rows = [exact.written_by_neurons(i, row) for row in range(len(IDS))]
+        written = np.sqrt((np.stack(rows) ** 2).sum(-1))  # [n, n_inner]
+        best = np.argsort(-written)[:, :16]
+        assert (arrays["top_neurons"][i] == best).all()
+        close(arrays["activations"][i], np.take_along_axis(exact.neurons[i], best, 1))
+        found = (arrays["neuron_norms"][i] / 255) ** 2
+        close(found, np.take_along_axis(written, best, 1) / written.max(), 0.004)
+    assert (arrays["activations"] < 0).any() == (n_inner == 10)
+
+
+def test_a_neuron_promotes_the_tokens_that_its_row_points_to(tiny_record, truth):
+    numbers = tiny_record["promoting_neurons"].tolist()
+    shown = {i * 160 + x for i, rows in enumerate(tiny_record["top_neurons"]) for x in rows.flat}
+    assert sorted(shown) == numbers
+    for number, tokens in zip(numbers, tiny_record["promoted_tokens"]):
+        assert tokens.tolist() == truth.promoted(*divmod(number, 160))[:5].tolist()
+
+
+def test_of_many_neurons_the_strongest_are_looked_at(tiny_params, tiny_record, monkeypatch):
+    monkeypatch.setattr(data, "MAX_PROMOTING", 3 * 4)
+    found = record.promoted_tokens(tiny_record["top_neurons"], tiny_params)
+    numbers = found["promoting_neurons"].reshape(3, 4)
+    for i, strongest in enumerate(tiny_record["top_neurons"]):
+        first = dict.fromkeys(strongest[:, 0].tolist())  # the strongest of each token
+        assert numbers[i].tolist() == sorted(i * 160 + x for x in [*first][:4])
+
+
+# What is kept of a distribution
+
+
+def test_the_next_token_is_always_among_the_candidates(recorded, tiny_record, golden):
     arrays, ids = recorded[0], golden["ids"]
     assert all(next_id in row for next_id, row in zip(ids[1:], arrays["candidates"]))
     best = np.argsort(-golden["logits"])[:10]
     assert arrays["candidates"][-1].tolist() == best.tolist()
+    assert 7 in tiny_record["candidates"][-1]  # what followed IDS
 
 
-def test_rounding_loses_little(recorded, golden):
-    weights = (recorded[0]["weights"] / 255.0) ** 2
-    n = len(golden["ids"])
-    exact = golden["weights"][:, :, np.tri(n, dtype=bool)]
-    np.testing.assert_allclose(weights, exact, rtol=0, atol=0.004)
+def test_a_distribution_is_that_of_the_last_stream(tiny_record, truth):
+    logits = truth.logits(truth.streams[-1])
+    order = np.argsort(-logits)
+    assert (tiny_record["best"] == order).all()  # 101 tokens: all of them
+    close(tiny_record["best_logits"], np.take_along_axis(logits, order, 1), 1e-4)
+    close(tiny_record["log_sum_exp"], np.log(np.exp(logits).sum(-1)), 1e-4)
+    for i, (row, candidates) in enumerate(zip(logits, tiny_record["candidates"])):
+        next_id = [*IDS[1:], 7][i]
+        expected = order[i][:10].tolist()
+        if next_id not in expected:
+            expected[-1] = next_id
+        assert candidates.tolist() == expected
+        close(tiny_record["candidate_logits"][i], row[expected], 1e-4)
+    close(tiny_record["prompt_logits"], logits[3], 1e-4)
 
 
-def test_the_tail_of_a_distribution_is_kept_well_enough(recorded, shipped, golden):
+def test_the_tail_of_a_distribution_is_kept_well_enough(recorded, golden):
     """The sum that every probability is divided by, at any temperature: 200 tokens and bins."""
     arrays = recorded[0]
     logits = golden["logits"].astype(np.float64)
-    start, stop = arrays["bin_starts"][-2:]
-    counts, means = arrays["bin_counts"][start:stop], arrays["bin_means"][start:stop]
+    counts, means = arrays["bin_counts"][-1], arrays["bin_means"][-1]
     assert counts.sum() + 200 == len(logits)
     best = arrays["best_logits"][-1].astype(np.float64)
-    tail = best[-1] - (np.arange(stop - start) + (means + 0.5) / 256) / 16
+    tail = best[-1] - (np.arange(len(counts)) + (means + 0.5) / 256) / 16
     for temperature in 0.1, 0.5, 1, 2, 10:
         largest = logits.max()
         exact = np.exp((logits - largest) / temperature).sum()
         kept = np.exp((best - largest) / temperature).sum()
         kept += (counts * np.exp((tail - largest) / temperature)).sum()
         assert abs(kept / exact - 1) < 1e-4
+
+
+# Packing
+
+
+def test_rounding_loses_little(recorded, golden):
+    weights = (recorded[0]["pattern"] / 255.0) ** 2
+    exact = golden["weights"][:, :, np.tri(len(golden["ids"]), dtype=bool)]
+    close(weights, exact, 0.004)
+
+
+def test_queries_and_keys_are_rounded_to_127_steps(recorded, shipped, golden):
+    _, hparams, params = shipped
+    arrays = recorded[0]
+    for i, block in enumerate(trace(golden["ids"], params, hparams)):
+        for which, exact in enumerate((block.q, block.k)):
+            step = arrays["qk_step"][i, which][:, None]  # [h, 1, d]
+            assert (abs(arrays["qk"][i, which]).max(1) == 127).all()
+            assert (abs(arrays["qk"][i, which] * step - exact) <= 0.51 * step).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.int64])
@@ -223,33 +356,71 @@ def test_packing_loses_nothing(dtype):
     assert (unpack(data.pack(x[:, ::2])) == x[:, ::2]).all()
 
 
+def test_large_ids_take_four_bytes():
+    x = np.array([0, 65535, 65536])
+    assert data.pack(x[:2])["type"] == "u2" and data.pack(x)["type"] == "u4"
+    assert unpack(data.pack(x)).tolist() == x.tolist()
+
+
+def test_contributions_of_any_size_are_kept():
+    """Rounded to 2^-20, they are still float32."""
+    params = random_params(8)
+    params["ln_f"]["g"] *= 10_000
+    arrays, fits = record.record(IDS, 4, None, params, TINY)
+    sums = arrays["attribution"].astype(np.float64).sum(-1)[:, :-1]
+    assert abs(sums).max() > 5_000
+    np.testing.assert_allclose(sums, arrays["candidate_logits"][fits["attribution"]], rtol=1e-4)
+
+
 @pytest.mark.parametrize("n", [1, 40, 300, 1024])
-@pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M"])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_page_stays_small_at_any_size_and_length(size, n):
-    """What is kept, in bytes before they are deflated; base64 makes 4 of 3."""
+    """What is kept, in bytes before they are compressed; base64 makes 4 of 3."""
     n_layer, n_head, n_embd = SIZES[size]
     hparams = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "n_vocab": 50257}
-    fits, notes = data.what_fits(n, max(1, n // 2), hparams)
+    fits = data.what_fits(n, max(1, n // 2), hparams)
     m = {name: x.stop - x.start for name, x in fits.items() if isinstance(x, slice)}
     n_parts = n_layer * (n_head + 1)
     if fits["strongest"]:
-        weights = n_layer * n_head * m["weights"] * fits["strongest"] * 3
+        weights = n_layer * n_head * m["pattern"] * fits["strongest"] * 3
     else:
         weights = n_layer * n_head * n * (n + 1) // 2
-    rest = m["shares"] * (11 * 4 * (n_parts + 3) + 20 * fits["passes"])
-    rest += len(fits["steps"]) * m["lens"] * 20 + n_layer * n * (fits["fired"] * 7 + n_head + 16)
+    rest = m["attribution"] * (11 * 4 * (n_parts + 3) + 20 * fits["passes"])
+    rest += len(fits["steps"]) * m["lens"] * 20 + n_layer * n * (fits["neurons"] * 7 + n_head + 16)
     rest += n * (60 + fits["best"] * 6 + fits["bins"] * 27 * 3) + 14 * 8192 + 13 * 50257
-    products = 2 * n_layer * n_embd * (m["products"] + 4)
-    assert (weights + products + rest) * 4 / 3 < 1.1 * data.MOST_BYTES  # before they are deflated
+    products = 2 * n_layer * n_embd * (m["qk"] + 4)
+    assert (weights + products + rest) * 4 / 3 < 1.1 * data.MAX_BYTES
     assert all(0 <= x.start < x.stop <= n for x in fits.values() if isinstance(x, slice))
     if n <= 40 or (size == "124M" and n <= 100):
-        assert not [note for note in notes if "knock-outs of whole" not in note]
+        everything = {"lens": n, "pattern": n, "qk": n, "attribution": n}
+        assert m == everything and not fits["strongest"]
+        assert (fits["best"], fits["neurons"], len(fits["steps"])) == (200, 16, 2 * n_layer + 1)
 
 
-def test_the_prompts_end_is_always_among_what_is_kept():
+def test_ablation_is_cut_where_it_would_take_minutes(monkeypatch):
+    hparams = {"n_layer": 4, "n_head": 3, "n_embd": 64, "n_vocab": 1000}
+    operations = 12 * 4 * 64**2 * 20 + 2 * 20 * 64 * 1000  # of one pass over 20 tokens
+    for minutes, expected in (
+        (16 * operations, (16, False)),  # each head and MLP
+        (16 * operations - 1, (8, True)),  # each attention and MLP
+        (8 * operations / 5 + 1, (8, True)),
+        (8 * operations / 5, (0, True)),
+    ):
+        monkeypatch.setattr(data, "A_MINUTE", minutes)
+        fits = data.what_fits(20, 5, hparams)
+        assert (fits["passes"], fits["whole_layers"]) == expected
+
+
+def test_the_lens_of_a_long_text_is_after_whole_blocks():
+    hparams = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_vocab": 50257}
+    assert data.what_fits(1040, 9, hparams)["steps"] == list(range(25))
+    assert data.what_fits(1041, 9, hparams)["steps"] == list(range(0, 25, 2))
+
+
+def test_the_end_of_the_prompt_is_always_kept():
     hparams = {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_vocab": 50257}
     for n, n_prompt in (1024, 1), (1024, 500), (1024, 1024), (300, 40):
-        fits, _ = data.what_fits(n, n_prompt, hparams)
+        fits = data.what_fits(n, n_prompt, hparams)
         assert all(x.start < n_prompt <= x.stop for x in fits.values() if isinstance(x, slice))
 
 
@@ -267,21 +438,40 @@ SHIPPED = "--model_size", "shakespeare", "--models_dir", ROOT / "models"
 
 
 def test_the_terminal_shows_tokens_what_may_follow_and_the_lens(shipped):
-    encoder, hparams, params, model = shipped
+    encoder, hparams, params = shipped
     text = lines("To be, or not to", *SHIPPED, "--top", "4")
     assert text[1] == "  'To' 397  ' be' 305  ',' 12  ' or' 530  ' not' 322  ' to' 288"
-    logits = gpt2.gpt2(encoder.encode("To be, or not to"), **model)[-1]
-    p = gpt2.probabilities(logits)
+    exact = Pass(encoder.encode("To be, or not to"), params, hparams)
+    p = gpt2.probabilities(exact.logits(exact.streams[-1])[-1])
     for line, id_ in zip(text[4:8], np.argsort(-p)):
-        assert re.fullmatch(rf" +{100 * p[id_]:.1f} %  {encoder.decode([id_])!r} +█+", line)
+        bar = "█" * round(40 * p[id_] / p.max())
+        assert line == f"  {100 * p[id_]:5.1f} %  {encoder.decode([id_])!r:15} {bar}"
     assert text[8] == "" and len(text[10:-1]) == 2 * hparams["n_layer"] + 1
-    assert text[10].startswith("  embedding") and text[11].startswith("  block 0 attention")
-    assert text[-2].startswith("  block 5 MLP") and "15.5 % ' be'" in text[-2]
+    names = [f"block {i} {half}" for i in range(6) for half in ("attention", "MLP")]
+    for line, name, x in zip(text[10:-1], ["embedding", *names], exact.streams):
+        p = gpt2.probabilities(exact.logits(x)[-1])
+        best = [f"{100 * p[i]:5.1f} % {explain.spell(encoder, i):15}" for i in np.argsort(-p)[:3]]
+        assert line == f"  {name:19}{' '.join(best)}".rstrip()
+    assert "15.5 % ' be'" in text[-2]
 
 
 def test_the_terminal_shows_what_the_settings_leave():
     text = lines("To be, or not to", *SHIPPED, "--top_k", "2", "--temperature", "0.5")
     assert text[4].startswith("   95") and text[6] == ""
+
+
+def test_the_terminal_applies_the_repetition_penalty(shipped):
+    encoder, hparams, params = shipped
+    prompt = "long live the king, long live the king, long live"
+    text = lines(prompt, *SHIPPED, "--repetition_penalty", "1.8", "--top", "3")
+    ids = encoder.encode(prompt)
+    exact = Pass(ids, params, hparams)
+    plain = exact.logits(exact.streams[-1])[-1]
+    p = gpt2.probabilities(gpt2.penalize(plain, ids, 1.8))
+    best = np.argsort(-p)[:3]
+    assert best.tolist() != np.argsort(-plain)[:3].tolist()  # so the penalty can be seen
+    for line, id_ in zip(text[4:7], best):
+        assert line.startswith(f"  {100 * p[id_]:5.1f} %  {encoder.decode([id_])!r}")
 
 
 @pytest.mark.parametrize("text", [b"", b"\xe2\x98\x83", b"\0\x1b[31m", b"a\r\n"])
@@ -298,50 +488,70 @@ def test_standard_output_can_be_the_page(models_dir, tmp_path):
     done = run("explain.py", *args, "--page", "-")
     assert done.returncode == 0 and done.stderr == b""
     path = tmp_path / "page.html"
-    said = run("explain.py", *args, "--page", path)
-    assert said.stdout == b"" and str(path).encode() in said.stderr
+    other = run("explain.py", *args, "--page", path)
+    assert other.stdout == b"" and str(path).encode() in other.stderr
     assert path.read_bytes() == done.stdout
     facts, arrays = read_page(done.stdout)
     assert facts["n_prompt"] == len(facts["ids"]) - 2
-    assert arrays["word_lengths"].sum() == len(arrays["word_bytes"])
+    assert arrays["token_lengths"].sum() == len(arrays["token_bytes"])
 
 
-def test_a_page_is_replaced_whole_or_not_at_all(models_dir, tmp_path, monkeypatch):
+def test_a_page_does_not_tell_how_the_model_was_trained():
+    """training.json may hold paths of the machine, and a page is made to be passed on."""
+    facts, _ = read_page(run("explain.py", "a", *SHIPPED, "--page", "-").stdout)
+    assert facts["hparams"]["n_layer"] == 6 and "training" not in facts["hparams"]
+
+
+@pytest.mark.parametrize("error, status", [(ValueError("damaged"), 1), (KeyboardInterrupt(), 130)])
+def test_a_page_is_replaced_whole_or_not_at_all(error, status, models_dir, tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_text("before")
     args = ["low", *map(str, model_options(models_dir)), "--page", str(path)]
 
     def fails(*args, **options):
-        raise ValueError("damaged")
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(explain, "build", fails)
-        assert explain.main(args) == 1
+        patch.setattr(explain, "build_page", fails)
+        assert explain.main(args) == status
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
     assert explain.main(args) == 0
     assert path.read_bytes().startswith(b"<!doctype html>") and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_page_that_would_be_too_large_is_not_written(models_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "MOST_BYTES", 1000)
     path = tmp_path / "page.html"
     args = ["low", *map(str, model_options(models_dir)), "--page", str(path)]
+    assert explain.main(args) == 0
+    n_bytes = path.stat().st_size
+    path.unlink()
+    monkeypatch.setattr(data, "MAX_BYTES", n_bytes - 1)
     assert explain.main(args) == 1
     assert "shorter text" in capsys.readouterr().err and not path.exists()
+    monkeypatch.setattr(data, "MAX_BYTES", n_bytes)
+    assert explain.main(args) == 0
+
+
+def test_the_name_of_a_model_cannot_end_the_data_of_a_page(tiny):
+    facts = {"model": "</script><b>", "ids": [97], "n_prompt": 1}
+    page = data.build_page(facts, {}, tiny[0])
+    assert page.count(b"</script>") == 2 and page.count(b"<b>") == 0
+    assert read_page(page)[0]["model"] == facts["model"]
 
 
 @pytest.mark.parametrize(
-    "args, status, said",
+    "args, status, message",
     [
         (["low", "--page", "nowhere/page.html"], 1, "nowhere"),
         ([], 2, "prompt"),
         (["low", "--top", "0"], 2, "--top"),
+        (["low", "--temperature", "0", "--top_k", "3"], 2, "--top_k"),
         (["low", "--model_size", "nothing"], 2, "unknown model"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(args, status, said, models_dir):
+def test_an_error_is_one_line(args, status, message, models_dir):
     done = run("explain.py", *model_options(models_dir), *args)
-    assert done.returncode == status and said in done.stderr.decode().split("\n")[-2]
+    assert done.returncode == status and message in done.stderr.decode().split("\n")[-2]
     assert done.stdout == b"" and b"Traceback" not in done.stderr
 
 
@@ -353,4 +563,15 @@ def test_a_stop_and_the_end_of_the_context_end_a_page(models_dir, tiny):
     stop = text[3]
     facts, _ = read_page(run("explain.py", "low", *options, "--stop", stop).stdout)
     assert facts["ended"] == "stop"
-    assert stop not in tiny[0].decode(facts["ids"][facts["n_prompt"] :])
+    before = text[: text.index(stop)]
+    assert before.startswith(tiny[0].decode(facts["ids"][facts["n_prompt"] :]))
+
+
+def test_the_token_beyond_the_context_is_among_the_candidates(models_dir):
+    """It is sampled so boldly that it is not one of the ten most likely tokens."""
+    options = *model_options(models_dir), "--temperature", "20", "--seed", "1", "--page", "-"
+    done = run("explain.py", "low " * 30, *options, "--n_tokens_to_generate", "1")
+    facts, arrays = read_page(done.stdout)
+    assert len(facts["ids"]) == 32 and len(facts["beyond"]) == 1
+    assert facts["beyond"][0] in arrays["candidates"][-1]
+    assert facts["beyond"][0] not in arrays["best"][-1, :10]

@@ -1,4 +1,4 @@
-"""The command line as a process: what it prints where, how it ends, what it says when it fails."""
+"""gpt2.py as a process: its output, its exit status, its messages, and the loop on a terminal."""
 
 import io
 import json
@@ -11,15 +11,17 @@ import time
 
 import numpy as np
 import pytest
-from conftest import command, greedy, model_options, run
+from conftest import command, default_handler, greedy, model_options, run
 
+import cli
 import gpt2
+import utils
 from model_files.directory import save_model
 
 
 @pytest.fixture
 def complete(models_dir):
-    """gpt2.py with these arguments and the model tiny, or another; -> its process, which is over"""
+    """Run gpt2.py with these arguments and the model tiny, or another one, until it ends."""
 
     def complete(*args, models=models_dir, model="tiny", **options):
         return run("gpt2.py", *args, *model_options(models, model), **options)
@@ -29,7 +31,7 @@ def complete(models_dir):
 
 @pytest.fixture
 def start(models_dir):
-    """gpt2.py as a process that goes on."""
+    """Start gpt2.py as a process that keeps running."""
 
     def start(*args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **streams):
         args = command("gpt2.py", *args, *model_options(models_dir))
@@ -44,7 +46,7 @@ def expected(tiny, prompt, n, **sampling):
     return encoder.decode(list(ids)).encode()
 
 
-def test_stdout_is_the_continuation_and_nothing_else(complete, tiny):
+def test_standard_output_is_the_continuation_and_nothing_else(complete, tiny):
     done = complete("low", "--n_tokens_to_generate", "12", "--verbose")
     assert (done.returncode, done.stdout) == (0, expected(tiny, "low", 12) + b"\n")
     none = complete("low", "--n_tokens_to_generate", "0")
@@ -58,12 +60,12 @@ def test_stdout_is_the_continuation_and_nothing_else(complete, tiny):
 
 
 @pytest.mark.parametrize("args", [(), ("-",)])
-def test_prompt_from_a_pipe_loses_one_line_break(args, complete, tiny):
+def test_a_prompt_from_a_pipe_loses_one_line_break(args, complete, tiny):
     done = complete(*args, "--n_tokens_to_generate", "5", stdin=b"slow\n\n")
     assert done.stdout == expected(tiny, "slow\n", 5) + b"\n"
 
 
-def test_sampling_is_repeated_by_its_seed(complete, tiny):
+def test_the_same_seed_samples_the_same_text(complete, tiny):
     args = "low", "--temperature", "1.5", "--top_k", "50", "--top_p", "0.95", "--seed"
     first = complete(*args, "3").stdout
     assert first == complete(*args, "3").stdout != complete(*args, "4").stdout
@@ -74,7 +76,7 @@ def test_sampling_is_repeated_by_its_seed(complete, tiny):
     )
 
 
-def test_the_likeliest_token_always_stays(complete, tiny):
+def test_the_most_likely_token_is_always_allowed(complete, tiny):
     for odd in (
         ["--temperature", "1", "--top_p", "0"],
         ["--temperature", "1e-320"],
@@ -85,7 +87,7 @@ def test_the_likeliest_token_always_stays(complete, tiny):
         assert (done.stdout, done.stderr) == (expected(tiny, "low", 12) + b"\n", b"")
 
 
-def test_ends_at_end_of_text(complete, tiny, tmp_path):
+def test_a_completion_ends_at_an_end_of_text(complete, tiny, tmp_path):
     encoder, hparams, params = tiny
     ids = list(gpt2.generate(encoder.encode("low"), params, {**hparams, "eos_token_ids": []}, 20))
     stop = next(i for n, i in enumerate(ids) if n > 2 and i not in ids[:n])
@@ -97,32 +99,32 @@ def test_ends_at_end_of_text(complete, tiny, tmp_path):
         assert complete(*args, models=tmp_path, model="ends").stdout == until_stop
 
 
-def test_long_texts_say_so_once(complete, tiny):
+def test_a_text_longer_than_the_context_is_announced_once(complete, tiny):
     prompt = "".join(map(chr, range(ord("A"), ord("A") + 50)))
     done = complete(prompt, "--n_tokens_to_generate", "40")
     assert done.returncode == 0
     assert b"the prompt has 50 tokens; the model sees the last 32" in done.stderr
-    assert done.stderr.count(b"the window slides") == 1
+    assert done.stderr.count(b"the text is longer than the context") == 1
     encoder, hparams, params = tiny
     ids = greedy(encoder.encode(prompt)[-32:], params, hparams, 40)
     assert done.stdout == encoder.decode(ids).encode() + b"\n"
     room = 32 - len(encoder.encode("low"))
     for n, times in (room, 0), (room + 1, 1):  # as much as fits, and one more
-        said = complete("low", "--n_tokens_to_generate", str(n)).stderr
-        assert said.count(b"the window slides") == said.count(b"\n") == times
+        errors = complete("low", "--n_tokens_to_generate", str(n)).stderr
+        assert errors.count(b"the text is longer than the context") == errors.count(b"\n") == times
 
 
-def test_empty_prompt_starts_from_end_of_text(complete, tiny, tmp_path):
+def test_an_empty_prompt_starts_from_the_end_of_text(complete, tiny, tmp_path):
     encoder, hparams, params = tiny
     ids = list(gpt2.generate([0], params, hparams, 40))
-    assert complete("").stdout == encoder.decode(ids).encode() + b"\n"
+    assert complete("", stdin=b"slow").stdout == encoder.decode(ids).encode() + b"\n"
     odd = {**hparams, "eos_token_ids": []}
     save_model(tmp_path / "odd", odd, params, encoder.vocabulary)
     vocabulary = tmp_path / "odd" / "vocab.json"
     vocabulary.write_text(vocabulary.read_text().replace("<|endoftext|>", "<|other|>"))
     done = complete("", models=tmp_path, model="odd")
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
-    assert done.stderr.startswith(b"gpt2.py: error: an empty prompt")
+    assert done.stderr.startswith(b"gpt2.py: error: the prompt is empty")
 
 
 @pytest.mark.parametrize(
@@ -132,11 +134,11 @@ def test_empty_prompt_starts_from_end_of_text(complete, tiny, tmp_path):
         (["x", "--temperature", "0", "--min_p", "0.1"], ["min_p", "temperature 0"]),
         (["x", "--min_p", "1.1"], ["min_p", "1.1 is not between 0 and 1"]),
         (["x", "--repetition_penalty", "0"], ["repetition_penalty", "0 is not at least"]),
-        (["x", "--stop", ""], ["stop", "an empty text"]),
+        (["x", "--stop", ""], ["stop", "must not be empty"]),
         (["x", "--verb"], ["--verb"]),
         (["x", "--temperature", "warm"], ["temperature", "invalid number value", "warm"]),
         (["x", "--temperature", "nan"], ["temperature", "nan"]),
-        (["x", "--temperature", "inf"], ["temperature", "inf is not finite"]),
+        (["x", "--temperature", "inf"], ["temperature", "inf is not"]),
         (["x", "--top_p", "1.5"], ["top_p", "1.5 is not between 0 and 1"]),
         (["x", "--top_k", "0"], ["top_k", "0 is not at least 1"]),
         (["x", "--n_tokens_to_generate", "many"], ["invalid whole number value", "many"]),
@@ -144,14 +146,14 @@ def test_empty_prompt_starts_from_end_of_text(complete, tiny, tmp_path):
         (["x", "--perplexity", "file"], ["perplexity"]),
     ],
 )
-def test_wrong_usage_is_2(args, words, models_dir):
+def test_wrong_usage_has_status_2(args, words, models_dir):
     done = run("gpt2.py", "--models_dir", models_dir, *args)
     assert (done.returncode, done.stdout) == (2, b"")
     last = done.stderr.decode().strip().split("\n")[-1]
     assert last.startswith("gpt2.py: error: ") and all(word in last for word in words)
 
 
-def test_what_goes_wrong_is_1_and_one_line(complete, tiny, tmp_path):
+def test_an_error_is_one_line_and_status_1(complete, tiny, tmp_path):
     encoder, hparams, params = tiny
 
     def fails(*args, **options):
@@ -175,7 +177,7 @@ def test_what_goes_wrong_is_1_and_one_line(complete, tiny, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX can close a stream before the start")
 @pytest.mark.parametrize("stream", [0, 1, 2])
-def test_a_closed_stream_leads_nowhere(stream, models_dir, tiny):
+def test_a_closed_stream_is_ignored(stream, models_dir, tiny):
     done = subprocess.run(
         command("gpt2.py", "low", "--n_tokens_to_generate", "12", *model_options(models_dir)),
         stdin=subprocess.DEVNULL,
@@ -187,39 +189,38 @@ def test_a_closed_stream_leads_nowhere(stream, models_dir, tiny):
     assert done.stdout == (expected(tiny, "low", 12) + b"\n" if stream != 1 else b"")
 
 
-ENDLESS = "low", "--n_tokens_to_generate", "100000"  # the most likely ones go round in a cycle
+ENDLESS = "low", "--n_tokens_to_generate", "100000"
 
 
-def test_closed_pipe_ends_quietly(start):
+def test_a_closed_pipe_ends_the_command_quietly(start):
     process = start(*ENDLESS)
     assert process.stdout.read(1)
     process.stdout.close()
-    said = process.stderr.read()
+    errors = process.stderr.read()
     assert process.wait(60) == 0
-    assert b"rror" not in said and b"Traceback" not in said
+    assert b"rror" not in errors and b"Traceback" not in errors
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interrupt_is_130(start):
-    # The tests may run in the background, where a shell lets nobody hear the signal.
-    process = start(*ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    assert 0 < len(process.stdout.read1()) < 4000  # streaming: no buffer has to be full
+def test_text_is_streamed_and_ctrl_c_ends_it(start):
+    process = start(*ENDLESS, preexec_fn=default_handler)
+    assert 0 < len(process.stdout.read1()) < 4000  # it does not wait until a buffer is full
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"Traceback" not in said
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith(b"\n") and b"Traceback" not in errors
 
 
 class Terminal:
-    """gpt2.py in a loop on a terminal; both: standard output leads there, too."""
+    """gpt2.py in its loop on a terminal; both: standard output goes there, too."""
 
     def __init__(self, start, *args, both=False, **streams):
         import pty
 
         self.terminal, end = pty.openpty()
         streams |= {"stdout": end} if both else {}
-        # The tests may run in the background, where a shell lets nobody hear the signal.
-        hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-        self.process = start(*args, stdin=end, stderr=end, preexec_fn=hear, **streams)
+        streams |= {"stdin": end, "stderr": end, "preexec_fn": default_handler}
+        self.process = start(*args, **streams)
         os.close(end)
 
     def wait_for(self, text):
@@ -236,7 +237,7 @@ class Terminal:
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
 @pytest.mark.parametrize("leave", [b"quit\n", b" Quit \n", b"\x04"])
-def test_loop_on_a_terminal(leave, start, tiny):
+def test_a_loop_on_a_terminal_completes_each_line(leave, start, tiny):
     loop = Terminal(start, "--n_tokens_to_generate", "6")
     for prompt in "low", "slow":
         loop.wait_for(b">> ")
@@ -250,12 +251,12 @@ def test_loop_on_a_terminal(leave, start, tiny):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
-def test_interrupt_in_the_loop_ends_the_completion_and_then_the_loop(start):
+def test_ctrl_c_in_the_loop_ends_the_completion_and_at_the_prompt_the_loop(start):
     loop = Terminal(start, "--n_tokens_to_generate", "-1", stdout=subprocess.DEVNULL)
     for _ in range(3):
         loop.wait_for(b">> ")
         loop.type(b"low\n")
-        loop.wait_for(b"the window slides")  # it is under way
+        loop.wait_for(b"the text is longer than the context")  # the completion is running
         loop.process.send_signal(signal.SIGINT)
     loop.wait_for(b">> ")
     loop.process.send_signal(signal.SIGINT)
@@ -263,15 +264,15 @@ def test_interrupt_in_the_loop_ends_the_completion_and_then_the_loop(start):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
-def test_lines_in_the_loop_can_be_edited_and_recalled(start, tiny):
+def test_lines_typed_in_the_loop_can_be_edited_and_recalled(start, tiny):
     pytest.importorskip("readline")
     loop = Terminal(start, "--n_tokens_to_generate", "6", both=True)
     loop.wait_for(b">> ")
     loop.type(b"slX\x7fow\n")  # backspace
-    said = expected(tiny, "slow", 6)
-    assert said in loop.wait_for(b"\n>> ")
+    text = expected(tiny, "slow", 6)
+    assert text in loop.wait_for(b"\n>> ")
     loop.type(b"\x1b[A\n")  # the up arrow
-    assert said in loop.wait_for(b"\n>> ")
+    assert text in loop.wait_for(b"\n>> ")
     loop.type(b"quit\n")
     assert loop.process.wait(30) == 0
 
@@ -286,15 +287,15 @@ def test_a_prompt_that_fails_does_not_end_the_loop(tiny, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     args = "--n_tokens_to_generate", "6", *model_options(str(tmp_path), "odd")
     assert gpt2.main(args) == 0
-    out, said = capsys.readouterr()
+    out, errors = capsys.readouterr()
     assert out.encode() == expected(tiny, "low", 6) + b"\n"
-    assert said.startswith(">> gpt2.py: error: an empty prompt")
+    assert errors.startswith(">> gpt2.py: error: the prompt is empty")
 
 
-# JSON, stops and what is said
+# JSON, stops, --verbose
 
 
-def test_json_is_an_object_a_line(complete, tiny):
+def test_json_is_one_object_on_one_line(complete, tiny):
     encoder, hparams, params = tiny
     args = "low", "--n_tokens_to_generate", "12", "--json"
     done = complete(*args)
@@ -304,29 +305,41 @@ def test_json_is_an_object_a_line(complete, tiny):
     assert 0 < seconds < 60 and found["ids"] == ids and found["seed"] is None
     assert (found["prompt"], found["text"]) == ("low", encoder.decode(ids))
     assert found["ended"] == "length"
-    whole = [*encoder.encode("low"), *ids]
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    logits = gpt2.gpt2(whole, **model)[-13:-1].astype(np.float64)
-    direct = [row[id_] - np.log(np.exp(row).sum()) for row, id_ in zip(logits, ids)]
-    assert found["log_probabilities"] == pytest.approx(direct, abs=1e-4)
+    assert found["log_probabilities"] == pytest.approx(scores("low", ids, tiny), abs=1e-4)
     sampled = json.loads(complete(*args, "--temperature", "2", "--top_k", "9").stdout)
     again = complete(*args, "--temperature", "2", "--top_k", "9", "--seed", sampled["seed"])
     assert json.loads(again.stdout)["ids"] == sampled["ids"]
 
 
-def test_log_probabilities_are_of_the_logits_as_they_are(complete):
-    plain, cut = (
-        json.loads(complete("low", "--json", *options).stdout)["log_probabilities"][0]
-        for options in ([], ["--top_k", "1", "--temperature", "5"])
-    )
-    assert plain == pytest.approx(cut, abs=1e-9) and plain < -0.01
+def scores(prompt, ids, model):
+    """Return the log-probabilities of a prompt's continuation."""
+    encoder, hparams, params = model
+    whole = [*encoder.encode(prompt), *ids]
+    logits = gpt2.gpt2(whole, **params, hparams=hparams)[-len(ids) - 1 : -1].astype(np.float64)
+    return [row[id_] - np.log(np.exp(row).sum()) for row, id_ in zip(logits, ids)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--top_k", "1", "--temperature", "5"],
+        ["--repetition_penalty", "3"],
+        ["--repetition_penalty", "3", "--seed", "1", "--min_p", "0.1"],
+    ],
+)
+def test_log_probabilities_are_those_of_the_model_whatever_the_options(options, complete, tiny):
+    args = "low low low", "--json", "--n_tokens_to_generate", "12", *options
+    found = json.loads(complete(*args).stdout)
+    expected = scores("low low low", found["ids"], tiny)
+    assert found["log_probabilities"] == pytest.approx(expected, abs=1e-4)
+    assert len(expected) == 12 and max(expected) < -0.01
 
 
 def test_a_stop_ends_the_completion(complete, tiny, tmp_path):
     encoder, hparams, params = tiny
     params = {**params, "wte": params["wte"].copy()}
     others = [id_ for id_ in range(260) if not encoder.decode([id_]).isalpha()]
-    params["wte"][others] = 0  # it says nothing but letters
+    params["wte"][others] = 0  # the text consists of letters
     save_model(tmp_path / "letters", hparams, params, encoder.vocabulary)
     ids = gpt2.generate(encoder.encode("low"), params, hparams, 40)
     whole = encoder.decode(list(ids))
@@ -341,14 +354,41 @@ def test_a_stop_ends_the_completion(complete, tiny, tmp_path):
 
 def test_verbose_shows_the_prompt_before_the_completion_and_the_seed(complete, tiny):
     done = complete("low low", "--verbose", "--seed", "7", "--n_tokens_to_generate", "5")
-    said = done.stderr.decode()
     ids = tiny[0].encode("low low")
     tokens = ", ".join(f"{tiny[0].decode([id_])!r} {id_}" for id_ in ids)
-    assert said.startswith(f"prompt tokens  {tokens}\nseed           7\n")
+    assert done.stderr.decode().startswith(f"prompt tokens  {tokens}\nseed           7\n")
 
 
-def test_main_prints_where_standard_output_leads(monkeypatch, models_dir, tiny):
-    """A StringIO, or a notebook's stream: no file, no encoding."""
+def test_verbose_and_json_measure_loading_prompt_and_tokens_by_themselves(
+    models_dir, monkeypatch, capsys
+):
+    """The clock stands still, but for 100 seconds of loading and one second for each pass."""
+    clock, reports, load, model = [0], [], utils.load_encoder_hparams_and_params, gpt2.gpt2
+
+    def ticking(function, seconds):
+        def call(*args, **keywords):
+            clock[0] += seconds
+            return function(*args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(utils, "load_encoder_hparams_and_params", ticking(load, 100))
+    monkeypatch.setattr(gpt2, "gpt2", ticking(model, 1))
+    monkeypatch.setattr(gpt2.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cli, "report", lambda *args: reports.append(args))
+    prompt, options = "low low low low", map(str, model_options(models_dir))
+    args = [prompt, "--json", "--verbose", "--n_tokens_to_generate", "30", *options]
+    assert gpt2.main(args) == 0
+    found = json.loads(capsys.readouterr().out)
+    [(loading, n_inputs, ids, times, n_passes)] = reports
+    assert (loading, n_passes, found["seconds"]) == (100, clock[0] - 100, clock[0] - 100)
+    assert n_inputs == len(load("tiny", models_dir)[0].encode(prompt)) and ids == found["ids"]
+    assert times[:2] == [100, 101] and times[-1] == clock[0] and len(times) == 30 + 1
+    assert n_passes < 30  # some drafts were right
+
+
+def test_main_prints_to_the_streams_of_its_caller(monkeypatch, models_dir, tiny):
+    """An io.StringIO, or a notebook's stream: it is not a file and has no encoding."""
     for name in "stdout", "stderr", "stdin":
         monkeypatch.setattr(sys, name, io.StringIO("slow\n" if name == "stdin" else ""))
     handler = signal.getsignal(signal.SIGINT)
@@ -365,14 +405,14 @@ def test_main_prints_where_standard_output_leads(monkeypatch, models_dir, tiny):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_what_its_text_was_like_is_said(complete, tiny, tmp_path):
+def test_a_model_of_changed_text_is_announced(complete, tiny, tmp_path):
     encoder, hparams, params = tiny
     save_model(tmp_path / "low", hparams, params, encoder.vocabulary)
-    told = {"lowercase": True, "stopwords": ["the", "of"]}
-    (tmp_path / "low" / "training.json").write_text(json.dumps(told))
+    training = {"lowercase": True, "stopwords": ["the", "of"]}
+    (tmp_path / "low" / "training.json").write_text(json.dumps(training))
     done = complete("low", "--n_tokens_to_generate", "5", models=tmp_path, model="low")
     assert done.stdout == expected(tiny, "low", 5) + b"\n"
-    assert done.stderr == b"low has learned from text in lower case and without the, of\n"
+    assert done.stderr == b"low was trained on text in lower case and without the, of\n"
 
 
 def test_a_piped_prompt_may_begin_with_a_byte_order_mark(complete, tiny):
@@ -381,9 +421,12 @@ def test_a_piped_prompt_may_begin_with_a_byte_order_mark(complete, tiny):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-@pytest.mark.parametrize("args", [["--help"], ["low"], ["low", "--json"]])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_told(args, unbuffered, models_dir):
+@pytest.mark.parametrize(
+    "args, unbuffered",
+    [(["--help"], ""), (["low"], ""), (["low"], "1"), (["low", "--json"], "")],
+    ids=str,
+)
+def test_a_full_disk_is_an_error(args, unbuffered, models_dir):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             command("gpt2.py", *args, "--n_tokens_to_generate", "4", *model_options(models_dir)),

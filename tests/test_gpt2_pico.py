@@ -15,6 +15,7 @@ from conftest import (
     model_options,
     random_params,
     run,
+    run_copied,
     some_ids,
     watch,
 )
@@ -38,8 +39,8 @@ def test_logits_are_those_of_transformers():
         np.testing.assert_allclose(forward(ids, random_params(seed=1)), logits, rtol=0, atol=1e-4)
 
 
-def test_the_trace_in_the_docstring_is_what_happens(monkeypatch):
-    """Every number and every quoted text of it, in their order."""
+def test_the_trace_in_the_docstring_is_true(monkeypatch):
+    """Each of its numbers and quoted texts, in order."""
     trace = gpt2_pico.__doc__.split("\n\n")[1]
     encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     assert "models/shakespeare" in trace
@@ -58,7 +59,7 @@ def test_the_trace_in_the_docstring_is_what_happens(monkeypatch):
     best = np.argsort(-p)[:3].tolist()
     assert texts[1:] == [*(encoder.decode([i]) for i in best), encoder.decode(best[:1])]
     n_blocks = (len(shapes) - 1) // 2  # each has two layer_norms, and one comes after them all
-    numbers = [*ids, *shapes[0], *shapes[-1], n_blocks, *logits.shape, len(logits)]
+    numbers = [*ids, *shapes[0], shapes[-1][1], n_blocks, *logits.shape, len(logits)]
     numbers += [f"{100 * p[i]:.1f}" for i in best]
     assert re.findall(r"[\d.]*\d", trace) == [str(number) for number in numbers]
 
@@ -69,7 +70,7 @@ def test_softmax_of_large_scores_does_not_overflow():
 
 
 @pytest.mark.parametrize("t", [1, 40, 64, LONG - 1])
-def test_the_future_changes_nothing_in_the_past(t):
+def test_later_tokens_do_not_change_earlier_logits(t):
     ids, params = some_ids(LONG), random_params(seed=5, n_ctx=LONG)
     changed = np.append(ids[:t], (ids[t:] + 1) % N_VOCAB)
     before, after = forward(ids, params), forward(changed, params)
@@ -82,10 +83,10 @@ def test_each_token_is_the_most_likely_one_after_all_before_it():
     found = tokens(ids, params, 20)
     logits = forward(ids + found, params)
     assert found == logits[len(ids) - 1 : -1].argmax(-1).tolist() and len(found) == 20
-    assert ids == [3, 1, 4]  # the caller's list is as it was
+    assert ids == [3, 1, 4]  # the caller's list has not changed
 
 
-def test_generation_ends_at_eos():
+def test_generation_ends_at_an_end_of_text():
     params, ids = random_params(seed=9), [3, 1, 4]
     found = tokens(ids, params, 30)
     eos = found[12]
@@ -94,10 +95,12 @@ def test_generation_ends_at_eos():
         assert tokens(ids, params, 30, eos_token_ids=ends) == found[: found.index(eos)]
 
 
-def test_what_does_not_fit_the_context_is_refused():
+def test_a_text_longer_than_the_context_is_refused():
     params = random_params()
-    for n_inputs, n in (0, 5), (49, 0), (48, 1), (1, 48), (20, 29):
-        with pytest.raises(ValueError, match=f"prompt and {n} tokens: 1 to 48 in all"):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        tokens([], params, 5)
+    for n_inputs, n in (49, 0), (48, 1), (1, 48), (20, 29):
+        with pytest.raises(ValueError, match=f"{n_inputs} tokens and {n} .* context of 48"):
             tokens([5] * n_inputs, params, n)
     assert len(tokens([5] * 20, params, 28)) == 28 and tokens([5] * 48, params, 0) == []
 
@@ -108,7 +111,7 @@ def test_every_function_keeps_float32(monkeypatch):
     for n in (1, 5, LONG):
         forward(some_ids(n), params)
     tokens([1, 2, 1, 2, 1], params, 5)
-    assert {"gelu", "softmax", "layer_norm", "linear", "mha", "ffn", "gpt2"} <= set(seen)
+    assert {"gelu", "softmax", "layer_norm", "linear", "head", "mha", "ffn", "gpt2"} <= set(seen)
     assert {name: dtypes for name, dtypes in seen.items() if dtypes - {np.dtype("float32")}} == {}
 
 
@@ -125,8 +128,8 @@ def test_the_command_fails_in_one_line(models_dir, tiny, tmp_path):
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for args, word in (
-        (["", *model_options(models_dir)], "prompt and 40 tokens: 1 to 32 in all"),
-        (["x" * 33, "--n_tokens_to_generate", "1", *model_options(models_dir)], "1 to 32 in all"),
+        (["", *model_options(models_dir)], "prompt is empty"),
+        (["x" * 33, "--n_tokens_to_generate", "1", *model_options(models_dir)], "context of 32"),
         (["x", *model_options(tmp_path, "cut")], "model.safetensors"),
     ):
         done = run("gpt2_pico.py", *args)
@@ -135,3 +138,8 @@ def test_the_command_fails_in_one_line(models_dir, tiny, tmp_path):
         assert word in done.stderr.decode()
     done = run("gpt2_pico.py", "x", *model_options(models_dir, "nosuch"))
     assert done.returncode == 2 and b"known sizes are 124M" in done.stderr
+
+
+def test_a_copy_of_the_file_alone_needs_numpy_and_nothing_else(tmp_path):
+    code = "from gpt2_pico import generate, gpt2; print(sorted({*sys.modules} & {'cli', 'utils'}))"
+    assert run_copied(["gpt2_pico"], code, tmp_path) == "[]\n"

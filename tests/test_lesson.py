@@ -64,7 +64,8 @@ def test_steps_are_twenty_and_each_shows_runs_breaks_and_asks():
 def test_files_name_the_steps_that_quote_them_or_lead_to_them():
     steps = re.split(r"^## \d+ ", TEXT, flags=re.MULTILINE)
     named = {}
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("model_files/*.py")]:
+    folders = "model_files", "training"
+    for path in [*ROOT.glob("*.py"), *(x for name in folders for x in ROOT.glob(f"{name}/*.py"))]:
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         if found := re.search(r"Lesson: steps? (\d+)(?: to (\d+))?(?: and (\d+))?\.", doc):
             first, last, other = (int(number or 0) for number in found.groups())
@@ -72,9 +73,10 @@ def test_files_name_the_steps_that_quote_them_or_lead_to_them():
             for step in {first, last, other} - {0}:
                 assert re.search(rf"\b{path.stem}\b", steps[step]), (path, step)
     for step, text in enumerate(steps):
-        for quoted in re.findall(r"^<!-- quote (?:model_files\.)?(\w+)", text, re.MULTILINE):
+        pattern = rf"^<!-- quote (?:(?:{'|'.join(folders)})\.)?(\w+)"
+        for quoted in re.findall(pattern, text, re.MULTILINE):
             assert step in named[quoted], (quoted, step)
-    assert {"gpt2_pico", "gpt2", "encoder", "backward", "train", "drafts"} <= set(named)
+    assert {"gpt2_pico", "gpt2", "encoder", "backward", "train", "fast"} <= set(named)
 
 
 def test_the_table_of_contents_leads_to_every_step():
@@ -130,7 +132,7 @@ def test_a_word_written_otherwise_is_found_and_a_last_digit_is_not():
 def test_every_line_of_the_model_is_quoted(tmp_path, monkeypatch):
     """From the first function to the command: write any of them otherwise, and a quote differs."""
     lines = (ROOT / "gpt2_pico.py").read_text(encoding="utf-8").split("\n")
-    first = next(i for i, line in enumerate(lines) if line.startswith("# A soft switch"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("# Stands between"))
     last = max(i for i, line in enumerate(lines) if line == 'if __name__ == "__main__":')
     quotes = [part for part in PARTS if (part["quote"] or "").startswith("gpt2_pico")]
     monkeypatch.setattr(run, "ROOT", tmp_path)

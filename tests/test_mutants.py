@@ -1,4 +1,4 @@
-"""The faults that mutants.py would put in: their lines are there, and the tests to notice them."""
+"""The faults that mutants.py would put in: their lines exist, and so do the tests to catch them."""
 
 from conftest import ROOT
 from mutants import put_in, read
@@ -7,8 +7,8 @@ from mutants import put_in, read
 def test_each_fault_can_be_put_in():
     faults = read(ROOT / "tests" / "mutants.txt")
     missing = [
-        f"{file}: {breaks}"
-        for file, _, edits, breaks in faults
+        f"{file}: {effect}"
+        for file, _, edits, effect in faults
         if put_in((ROOT / file).read_text(encoding="utf-8"), edits) is None
     ]
     assert faults and not missing
@@ -16,7 +16,7 @@ def test_each_fault_can_be_put_in():
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_what_is_put_in():
+def test_a_fault_replaces_whole_lines():
     source = "a = 1\nif a:\n    b = a\n"
     assert put_in(source, [["b = a", "b = 2"], ["if a:", "if b:"]]) == "a = 1\nif b:\n    b = 2\n"
     assert put_in(source, [["b = b", "b = 2"]]) is None

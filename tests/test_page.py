@@ -1,20 +1,22 @@
-"""The page of explain.py in a real browser: its numbers, pictures, controls, and what it asks for.
+"""The page of explain.py in a real browser: its numbers, pictures, controls, and no requests.
 
 Needs playwright and axe-playwright-python (requirements-dev.txt) and a Chromium: see find_browser.
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, LETTERS, ROOT, model_options, random_params, run
+from pico_trace import Pass
 
 import explain
 import gpt2
 from encoder import learn_bpe
 from model_files.directory import save_model
-from page import data
+from page import data, record
 from utils import load_encoder_hparams_and_params
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -34,7 +36,7 @@ NASTY = [
 
 
 def find_browser(chromium):
-    """Whichever there is: chromium or google-chrome of the system, or playwright's own."""
+    """Start chromium or google-chrome of the system, or playwright's own."""
     names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
     paths = [path for name in names if (path := shutil.which(name))]
     choices = [*({"executable_path": path} for path in paths), {}, {"channel": "chrome"}]
@@ -56,7 +58,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def make_page(tmp_path_factory):
-    """-> function: arguments of explain.py -> path of the page"""
+    """Return a function that runs explain.py with some arguments and returns the page's path."""
 
     def make(*args):
         path = tmp_path_factory.mktemp("page") / "page.html"
@@ -84,14 +86,20 @@ def golden_path(make_page, shipped, golden):
 
 
 @pytest.fixture(scope="module")
+def truth(shipped, golden):
+    _, hparams, params = shipped
+    return Pass(golden["ids"], params, hparams)
+
+
+@pytest.fixture(scope="module")
 def drawn_path(make_page):
-    """A prompt and a continuation that was drawn."""
+    """A prompt and a sampled continuation."""
     return make_page("To be, or not to", *SHIPPED, "--n_tokens_to_generate", "12", "--seed", "4")
 
 
 @pytest.fixture
 def visit(browser):
-    """-> function: path -> the page, opened offline; at the end nothing may have gone wrong."""
+    """Return a function that opens a page offline. At the end nothing may have gone wrong."""
     contexts, troubles, requests, loads = [], [], [], []
 
     def visit(path, hash="", **options):
@@ -114,7 +122,7 @@ def visit(browser):
 
 
 def array(page, name):
-    """An array as the page holds it."""
+    """Return an array that the page holds."""
     values, shape = page.evaluate(f"[Array.from(arrays.{name}.values), arrays.{name}.shape]")
     return np.array(values).reshape(shape)
 
@@ -122,7 +130,7 @@ def array(page, name):
 # Its numbers
 
 
-def test_it_asks_for_nothing_and_may_not(visit, golden_path):
+def test_it_makes_no_requests_and_may_not(visit, golden_path):
     page = visit(golden_path)
     text = golden_path.read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "://" not in text
@@ -130,17 +138,17 @@ def test_it_asks_for_nothing_and_may_not(visit, golden_path):
 
 
 def test_another_script_or_a_request_would_be_refused(browser, golden_path, tmp_path):
-    """What the page's policy is worth: the one thing that visit does not look for."""
+    """The page's policy does what it says."""
     path = tmp_path / "page.html"
     text = golden_path.read_text(encoding="utf-8")
     more = "<script>window.foreign = 1</script><img src='https://localhost/x.png'></body>"
     path.write_text(text.replace("</body>", more), encoding="utf-8")
-    page, said = browser.new_page(), []
-    page.on("console", lambda message: said.append(message.text))
+    page, messages = browser.new_page(), []
+    page.on("console", lambda message: messages.append(message.text))
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-drawn]")
     assert page.evaluate("window.foreign") is None
-    assert sum("Content Security Policy" in text for text in said) == 2
+    assert sum("Content Security Policy" in text for text in messages) == 2
     page.close()
 
 
@@ -150,7 +158,7 @@ def test_attention_is_that_of_transformers(visit, golden_path, golden):
     found = np.zeros_like(golden["weights"])
     rows = page.evaluate(
         "range(n_layer).map(layer => range(n_head).map(head => "
-        "range(n).map(i => [...weightsOf(layer, head, i)])))"
+        "range(n).map(i => [...patternOf(layer, head, i)])))"
     )
     for layer, heads in enumerate(rows):
         for head, lines in enumerate(heads):
@@ -167,21 +175,21 @@ def test_the_lens_is_that_of_transformers(visit, golden_path, golden):
     np.testing.assert_allclose(p, golden["lens_p"][..., 0], rtol=0, atol=1e-4)
 
 
-def test_shares_sum_to_the_logit_of_transformers(visit, golden_path, golden):
+def test_contributions_add_up_to_the_logit_of_transformers(visit, golden_path, golden):
     page = visit(golden_path)
     n = len(golden["ids"])
     for c in range(10):
-        sum_ = page.evaluate(f"sharesOf({n - 1}, {c}, null).reduce((a, b) => a + b)")
+        sum_ = page.evaluate(f"attributionOf({n - 1}, {c}, null).reduce((a, b) => a + b)")
         candidate = page.evaluate(f"candidatesAt({n - 1})[{c}]")
         assert abs(sum_ - golden["logits"][candidate["id"]]) < 1e-4
         assert abs(candidate["logit"] - golden["logits"][candidate["id"]]) < 1e-4
 
 
-def test_knock_outs_are_passes_of_transformers_without_that_part(visit, golden_path, golden):
+def test_ablation_is_a_pass_of_transformers_without_that_part(visit, golden_path, golden):
     page = visit(golden_path)
-    found = np.array(page.evaluate("range(n).map(i => knockedOf(i, 0))")).T
+    found = np.array(page.evaluate("range(n).map(i => ablationOf(i, 0))")).T
     np.testing.assert_allclose(found, golden["knocked"], rtol=0, atol=1e-4)
-    names = page.evaluate("knockedNames()")
+    names = page.evaluate("ablatedNames()")
     assert names[:6] == [*(f"block 0 head {i}" for i in range(4)), "block 0 MLP", "block 1 head 0"]
 
 
@@ -203,8 +211,7 @@ def test_sliders_give_the_probabilities_of_gpt2(at_the_prompt, visit, drawn_path
     page = visit(drawn_path)
     i = page.evaluate("facts.n_prompt") - (1 if at_the_prompt else 3)
     ids = page.evaluate("ids")[: i + 1]
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    logits = gpt2.gpt2(ids, **model)[-1]
+    logits = gpt2.gpt2(ids, **params, hparams=hparams)[-1]
     rng = np.random.default_rng(0)
     for _ in range(100):
         options = {
@@ -253,8 +260,8 @@ def test_moving_a_slider_changes_what_is_listed(visit, drawn_path, shipped):
     page.locator("#temperature").fill("0.5")
     page.locator("#min_p").fill("0.2")
     ids = page.evaluate("ids.slice(0, facts.n_prompt)")
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    p = gpt2.probabilities(gpt2.gpt2(ids, **model)[-1], temperature=0.5, min_p=0.2)
+    logits = gpt2.gpt2(ids, **params, hparams=hparams)[-1]
+    p = gpt2.probabilities(logits, temperature=0.5, min_p=0.2)
     shown = page.locator("#choices tbody tr").count()
     assert shown == np.count_nonzero(p)
     first = page.locator("#choices tbody tr").first.inner_text()
@@ -263,6 +270,8 @@ def test_moving_a_slider_changes_what_is_listed(visit, drawn_path, shipped):
     assert page.locator("#drawn").inner_text().startswith("Drawn: ")
     page.locator("#temperature").fill("0")
     assert page.locator("#choices tbody tr").count() == 1
+    page.locator("#top_k").fill("50")  # half the way to 2048 tokens, in powers of one number
+    assert page.evaluate("[state.top_k, +$('top_k').value]") == [45, 50]
 
 
 SETTINGS = ["--temperature", "0.8", "--top_k", "50", "--seed", "3"], ["--repetition_penalty", "1.3"]
@@ -272,25 +281,44 @@ SETTINGS = ["--temperature", "0.8", "--top_k", "50", "--seed", "3"], ["--repetit
 def test_the_continuation_is_that_of_the_command(options, visit, make_page, shipped):
     args = ["ROMEO:", *SHIPPED, "--n_tokens_to_generate", "20", *options]
     page = visit(make_page(*args))
-    said = json.loads(run("gpt2.py", *args, "--json").stdout)
+    how = "the most likely token each time"
+    if "--seed" in options:
+        how = "draws at temperature 0.8, seed 3"
+    assert f"20 of continuation ({how})." in page.locator("#about").inner_text()
+    printed = json.loads(run("gpt2.py", *args, "--json").stdout)
     n_prompt = page.evaluate("facts.n_prompt")
-    assert page.evaluate("ids")[n_prompt:] == said["ids"]
+    assert page.evaluate("ids")[n_prompt:] == printed["ids"]
     if "--repetition_penalty" in options:
         _, hparams, params = shipped
         ids = page.evaluate("ids.slice(0, facts.n_prompt)")
-        model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-        exact = gpt2.penalize(gpt2.gpt2(ids, **model)[-1], ids, 1.3)
+        exact = gpt2.penalize(gpt2.gpt2(ids, **params, hparams=hparams)[-1], ids, 1.3)
         found = page.evaluate("distributionAt(facts.n_prompt - 1)")
         np.testing.assert_allclose([x["logit"] for x in found], -np.sort(-exact), atol=1e-4)
-    # what was taken is among what the sliders, where the command had them, leave
-    for i, id_ in enumerate(said["ids"]):
-        left = page.evaluate(f"probabilities(distributionAt({n_prompt - 1 + i}), state)")
-        assert id_ in [x["id"] for x in left if x["p"] > 0]
-        if "--seed" not in options:
-            assert left[0]["id"] == id_
+    # What was chosen is among what the sliders leave, where they stand as the command had them.
+    found = page.evaluate(
+        "ids.slice(facts.n_prompt).map((id, i) => probabilities("
+        "distributionAt(facts.n_prompt - 1 + i), state).findIndex(x => x.id === id && x.p > 0))"
+    )
+    assert len(found) == len(printed["ids"]) and min(found) >= 0
+    assert "--seed" in options or max(found) == 0
 
 
 # Its pictures
+
+
+def map_geometry(page):
+    """Return where the large map begins, behind the names of the tokens, and the side of a cell."""
+    width, n = page.evaluate("[$('map').width, n]")
+    left = 90 if (width - 90) % n == 0 else 0
+    return left, (width - left) / n
+
+
+def cell(page, id_, part, n_columns=5):
+    """Return the middle of a cell of the wall or of a grid: cells of 5 columns, row by row."""
+    width, margin = page.evaluate("id => [$(id).width, MARGIN]", id_)
+    side = (width - margin) / n_columns
+    row, column = divmod(part, n_columns)
+    return margin + (column + 0.5) * side, margin + (row + 0.5) * side
 
 
 def pixel(page, id_, x, y):
@@ -302,10 +330,8 @@ def pixel(page, id_, x, y):
 def test_pixels_have_the_colour_of_their_value(scheme, visit, golden_path, golden):
     page = visit(golden_path, "#layer=4&head=3", color_scheme=scheme)
     n = len(golden["ids"])
-    width = page.evaluate("$('map').width")
     colours = np.array(page.evaluate("palette()"))
-    left = 90 if (width - 90) % n == 0 else 0
-    side = (width - left) / n
+    left, side = map_geometry(page)
     rng = np.random.default_rng(0)
     for i, j in rng.integers(0, n, size=(60, 2)).tolist():
         if i == n - 1:  # the selected row has frames
@@ -318,59 +344,335 @@ def test_pixels_have_the_colour_of_their_value(scheme, visit, golden_path, golde
     side, margin = page.evaluate("[wall.side, MARGIN]")
     picture = [pixel(page, "wall", margin + side * 3 + 2, margin + side * 4 + 2)]
     assert picture[0] == colours[255].tolist()  # the first token can only look at itself
-    grid_side = (page.evaluate("$('shares').width") - margin) / 5
-    share = page.evaluate("sharesOf(n - 1, 0, candidatesAt(0).length)")
-    largest = max(map(abs, share[2:-1]))
+    numbers = page.evaluate("attributionOf(n - 1, 0, candidatesAt(0).length)")[2:-1]
+    largest = max(map(abs, numbers))
     for part in 0, 7, 19:
-        expected = page.evaluate(f"colour('two', {share[2 + part] / largest})")
-        x, y = (part % 5 + 0.5) * grid_side, (part // 5 + 0.5) * grid_side
-        assert pixel(page, "shares", margin + x, margin + y) == expected
+        expected = page.evaluate(f"colour('two', {numbers[part] / largest})")
+        assert pixel(page, "attribution-map", *cell(page, "attribution-map", part)) == expected
 
 
-@pytest.mark.parametrize(
-    "name, picture",
-    [
-        ("weights", "map"),
-        ("weights", "wall"),
-        ("q", "products"),
-        ("norms", "norms"),
-        ("added", "added"),
-        ("shares", "shares"),
-        ("knocked", "knocked"),
-    ],
-)
-def test_other_numbers_make_another_picture(name, picture, visit, golden_path):
+@pytest.mark.parametrize("carried", [False, True])
+def test_the_wall_has_the_map_of_each_head(carried, visit, golden_path, truth):
+    page = visit(golden_path, "#carried=true" if carried else "")
+    colours = np.array(page.evaluate("palette()"))
+    side, margin, n = page.evaluate("[wall.side, MARGIN, n]")
+    inner = side - 3
+    rng = np.random.default_rng(0)
+    for layer, head in (0, 0), (1, 3), (5, 2), (3, 1):
+        pattern = truth.patterns[layer][head]
+        if carried:
+            pattern = pattern * truth.value_norms(layer)[head]
+            pattern /= pattern.sum(-1, keepdims=True)
+        for i, j in rng.integers(0, n, size=(25, 2)).tolist():
+            x = margin + head * side + (j + 0.5) * inner / n
+            y = margin + layer * side + (i + 0.5) * inner / n
+            byte = round(255 * pattern[i, j] ** 0.5)
+            near = colours[max(0, byte - 3) : byte + 4].tolist()
+            assert pixel(page, "wall", int(x), int(y)) in near, (layer, head, i, j)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_what_a_token_looks_at_most_is_listed(carried, visit, golden_path, truth):
+    page = visit(golden_path, f"#token=26&layer=2&head=0&carried={str(carried).lower()}")
+    pattern = truth.patterns[2][0, 26]
+    if carried:
+        pattern = pattern * truth.value_norms(2)[0]
+        pattern /= pattern.sum()
+    rows = rows_of(page, "#looks")
+    shown = [int(row[0]) for row in rows]
+    np.testing.assert_allclose(pattern[shown], -np.sort(-pattern)[:6], rtol=0, atol=0.01)
+    np.testing.assert_allclose([number(row[2]) for row in rows], 100 * pattern[shown], atol=1)
+    assert page.evaluate("keyOf()") == shown[0]
+
+
+@pytest.mark.parametrize("i", [28, 3])
+def test_columns_are_as_high_as_their_numbers(i, visit, golden_path, truth):
+    """Up if they are positive, and down if not, on a scale from the lowest to the highest."""
+    page = visit(golden_path, f"#token={i}&layer=2&head=1&key=1")
+    streams = np.stack(truth.streams)[:, i]
+    products = page.evaluate("productsOf(2, 1, state.token, 1).map(x => x.product)")
+    for name, values in (
+        ("products", products),
+        ("norms", np.sqrt((streams**2).sum(-1))),
+        ("added", np.sqrt((np.diff(streams, axis=0) ** 2).sum(-1))),
+    ):
+        high, low = max(0, *values), min(0, *values)
+        scale = 116 / (high - low)
+        zero, step = 2 + high * scale, page.evaluate(f"$('{name}').width") / len(values)
+        for c, x in enumerate(values):
+            if abs(x) * scale < 6:
+                continue
+            end, outwards = zero - x * scale, -np.sign(x)
+            column = int((c + 0.4) * step)
+            assert pixel(page, name, column, int(end - 2 * outwards)) != [0, 0, 0], (name, c)
+            assert pixel(page, name, column, int(end + 3 * outwards)) == [0, 0, 0], (name, c)
+    assert min(products) < 0 < max(products)
+
+
+def test_the_products_are_of_query_and_key(visit, golden_path, shipped, golden):
+    """The two of the pair that is selected, not those of another or of each other."""
     page = visit(golden_path)
-    shot = f"$('{picture}').toDataURL()"
-    before = page.evaluate(shot)
-    page.evaluate("wall.key = ''; delete document.documentElement.dataset.drawn; show()")
-    page.wait_for_selector("html[data-drawn]")
-    assert page.evaluate(shot) == before
-    page.evaluate(f"arrays.{name}.values.reverse(); wall.key = ''")
-    page.evaluate("delete document.documentElement.dataset.drawn; show()")
-    page.wait_for_selector("html[data-drawn]")
-    assert page.evaluate(shot) != before
+    _, hparams, params = shipped
+    block = list(record.run_with_trace(golden["ids"], params, hparams))[3]
+    found = page.evaluate("productsOf(3, 2, 20, 7)")
+    np.testing.assert_allclose([x["q"] for x in found], block.q[2, 20], rtol=0, atol=0.03)
+    np.testing.assert_allclose([x["k"] for x in found], block.k[2, 7], rtol=0, atol=0.03)
+    np.testing.assert_allclose([x["product"] for x in found], [x["q"] * x["k"] / 8 for x in found])
 
 
-@pytest.mark.parametrize(
-    "name, place",
-    [
-        ("lens_ids", "lens-grid"),
-        ("candidates", "rivals"),
-        ("fired", "neurons"),
-        ("carried", "looks"),
-        ("pushed", "neurons"),
-        ("full", "choices"),
-    ],
-)
-def test_other_numbers_make_another_table(name, place, visit, golden_path):
-    page = visit(golden_path, "#carried=true")
-    before = page.locator(f"#{place}").inner_text()
-    page.evaluate(f"arrays.{name}.values.reverse(); distributionToken = -1; show()")
-    assert page.locator(f"#{place}").inner_text() != before
+def test_carried_weights_are_weighted_by_what_the_head_writes(visit, golden_path, truth):
+    page = visit(golden_path)
+    for layer, head in (0, 1), (4, 3):
+        norms = truth.value_norms(layer)[head]
+        for i in 0, 9, 28:
+            exact = truth.patterns[layer][head, i] * norms
+            found = page.evaluate(f"[...patternOf({layer}, {head}, {i}, true)]")
+            np.testing.assert_allclose(found, exact[: i + 1] / exact.sum(), rtol=0, atol=0.01)
+            assert abs(sum(found) - 1) < 1e-6
+
+
+def rows_of(page, selector):
+    """Return the texts of a table's cells, row by row."""
+    page.locator(f"{selector} tbody tr").first.wait_for()  # it is filled after a click
+    rows = page.locator(f"{selector} tbody tr").all()
+    return [row.locator("td").all_inner_texts() for row in rows]
+
+
+def number(text):
+    """Return the number in a cell such as "−1.25", "15.5 %" or "< 0.01 %"."""
+    return float(re.search(r"[\d.]+", text)[0]) * (-1 if "−" in text else 1)
+
+
+def test_the_tables_of_the_stream_hold_its_lengths_and_neurons(visit, golden_path, truth):
+    i, layer = 11, 2
+    page = visit(golden_path, f"#token={i}&layer={layer}")
+    page.locator("#norms-table summary").click()
+    rows = rows_of(page, "#norms-table")
+    names = [f"block {block} {half}" for block in range(6) for half in ("attention", "MLP")]
+    assert [row[0] for row in rows] == ["embedding", *names]
+    streams = [x[i] for x in truth.streams]
+    lengths = [np.sqrt((x**2).sum()) for x in streams]
+    np.testing.assert_allclose([number(row[1]) for row in rows], lengths, rtol=0, atol=0.006)
+    added = [np.sqrt(((b - a) ** 2).sum()) for a, b in zip(streams, streams[1:])]
+    np.testing.assert_allclose([number(row[2]) for row in rows[1:]], added, rtol=0, atol=0.006)
+    written = np.sqrt((truth.written_by_neurons(layer, i) ** 2).sum(-1))
+    best = np.argsort(-written)[:16]
+    rows = rows_of(page, "#neurons")
+    assert [int(row[0]) for row in rows] == best.tolist()
+    activations = truth.neurons[layer][i, best]
+    np.testing.assert_allclose([number(row[1]) for row in rows], activations, rtol=0, atol=0.006)
+    widths = page.evaluate("[...$('neurons').querySelectorAll('.bar div')].map(x => x.style.width)")
+    shown = [number(width) for width in widths]
+    np.testing.assert_allclose(shown, 100 * written[best] / written[best[0]], rtol=0, atol=1)
+    for neuron, row in zip(best, rows):
+        tokens = page.evaluate("ids => ids.map(nameOf)", truth.promoted(layer, neuron)[:5].tolist())
+        assert row[3].split() == tokens
+
+
+def test_what_may_follow_has_rank_probability_and_what_came(visit, drawn_path, shipped):
+    _, hparams, params = shipped
+    page = visit(drawn_path, "#token=2")
+    ids = page.evaluate("ids")
+    exact = Pass(ids, params, hparams)
+    for i, what in (2, "is in the prompt"), (8, "was chosen"):
+        page.locator(f"#token-{i}").click()
+        p = gpt2.probabilities(exact.logits(exact.streams[-1])[i])
+        order = np.argsort(-p).tolist()
+        rows = rows_of(page, "#rivals")
+        assert [int(row[2]) for row in rows[:9]] == order[:9]
+        for row in rows:
+            id_ = int(row[2])
+            rank = order.index(id_) + 1
+            assert row[0] == (str(rank) if rank <= 200 else "> 200")
+            assert abs(number(row[3]) - 100 * p[id_]) < 0.06
+            assert row[5] == (what if id_ == ids[i + 1] else "")
+        assert ids[i + 1] in [int(row[2]) for row in rows]
+
+
+def test_the_lens_shows_the_best_tokens_and_since_when(visit, golden_path, golden, truth):
+    page = visit(golden_path)
+    names = [f"block {block} {half}" for block in range(6) for half in ("attention", "MLP")]
+    names = ["embedding", *names]
+    page.locator("#lens-table summary").click()
+    since = []
+    for i in range(0, 29, 4):
+        page.locator(f"#token-{i}").click()
+        best = golden["lens_ids"][:, i, 0].tolist()
+        step = max((k + 1 for k in range(13) if best[k] != best[-1]), default=0)
+        since.append(step)
+        assert page.locator("#lens-text strong").inner_text() == names[step]
+    assert len(set(since)) > 3
+    table = rows_of(page, "#lens-table")
+    for name, x, row in zip(names, truth.streams, table):
+        p = gpt2.probabilities(truth.logits(x)[28])
+        assert row[0] == name
+        for id_, text in zip(np.argsort(-p)[:5], row[1:]):
+            assert text.startswith(page.evaluate(f"nameOf({id_})"))
+            assert abs(number(text.split(" ")[-2]) - 100 * p[id_]) < 0.06
+    column = page.locator("#lens-grid tbody tr td.selected")
+    for x, shown, title in zip(
+        truth.streams,
+        column.locator("bdi").all_inner_texts(),
+        column.evaluate_all("all => all.map(x => x.title)"),
+    ):
+        p = gpt2.probabilities(truth.logits(x)[28])
+        assert shown == page.evaluate(f"nameOf({p.argmax()})")
+        assert abs(number(title.split(" ")[-2]) - 100 * p.max()) < 0.06
+
+
+def test_why_compares_with_what_is_selected(visit, golden_path, truth, golden):
+    """With the mean of all tokens, with nothing, and with another candidate."""
+    i = 20
+    logits = truth.logits(truth.streams[-1])[i]
+    for versus, reference in (0, None), (1, 0.0), (4, 2):
+        page = visit(golden_path, f"#token={i}&candidate=1&versus={versus}")
+        ids = page.evaluate(f"candidatesAt({i}).map(x => x.id)")
+        expected = logits[ids[1]] - (logits.mean() if reference is None else 0)
+        if versus == 4:
+            expected -= logits[ids[reference]]
+        rows = rows_of(page, "#attribution-list")
+        assert abs(number(rows[-1][1]) - expected) < 0.006
+        assert rows[-1][0] == ("the logit" if versus == 1 else "together")
+        assert abs(sum(number(row[1]) for row in rows[:-1]) - expected) < 0.06
+
+
+def bars_of(page, selector):
+    """Return (class, where a bar begins, how long it is) of each bar of a table, in percent."""
+    script = """all => all.map(x => [
+        x.className, parseFloat(x.style.marginLeft), parseFloat(x.style.width)])"""
+    return page.locator(f"{selector} .bar div").evaluate_all(script)
+
+
+def check_bars(bars, values):
+    """Bars of positive values begin in the middle and go to the right, the others end there."""
+    longest = max(map(abs, values))
+    for (name, start, width), x in zip(bars, values):
+        assert name == ("negative" if x < 0 else "positive")
+        assert abs(width - 50 * abs(x) / longest) < 0.5
+        assert abs(start - (50 - width if x < 0 else 50)) < 1e-3
+    assert len(bars) == len(values) and min(values) < 0 < max(values)
+
+
+def test_bars_of_attribution_show_what_speaks_for_and_against(visit, golden_path):
+    page = visit(golden_path, "#token=25&candidate=1")
+    values = page.evaluate("attributionOf(25, 1, candidatesAt(25).length)")
+    values = sorted(values, key=abs, reverse=True)[:10]
+    rows = rows_of(page, "#attribution-list")
+    np.testing.assert_allclose([number(row[1]) for row in rows[:10]], values, rtol=0, atol=0.006)
+    check_bars(bars_of(page, "#attribution-list"), values)
+
+
+def test_a_part_that_helps_is_orange_when_it_is_ablated(visit, golden_path, golden, truth):
+    i = 24
+    page = visit(golden_path, f"#token={i}")
+    p = gpt2.probabilities(truth.logits(truth.streams[-1])[i]).max()
+    changes = golden["knocked"][:, i] - p
+    order = np.argsort(-abs(changes))[:10]
+    rows = rows_of(page, "#ablation-list")
+    shown = [number(row[1]) for row in rows]
+    expected = [p, *golden["knocked"][order, i]]
+    np.testing.assert_allclose(shown, 100 * np.array(expected), rtol=0, atol=0.06)
+    names = page.evaluate("ablatedNames()")
+    assert [row[0] for row in rows] == ["nothing", *(names[part] for part in order)]
+    check_bars(bars_of(page, "#ablation-list"), changes[order])
+    for part in order[:6].tolist():
+        red, _, blue = pixel(page, "ablation-map", *cell(page, "ablation-map", part))
+        assert (red > blue) == (changes[part] < 0), names[part]
+
+
+@pytest.mark.parametrize("number, expected", [(0, 0), (0.5, None), (0.999999, -1)])
+def test_a_token_is_drawn_by_its_probability(number, expected, visit, drawn_path):
+    page = visit(drawn_path, "#temperature=0.9&top_k=50")
+    page.evaluate(f"Math.random = () => {number}")
+    page.locator("#draw").click()
+    left = page.evaluate("probabilities(distributionAt(state.token), state)")
+    if expected is None:
+        expected = int(np.searchsorted(np.cumsum([x["p"] for x in left]), number, side="right"))
+    name = page.evaluate(f"nameOf({left[expected]['id']})")
+    assert page.locator("#drawn").inner_text().startswith(f"Drawn: {name} (")
+
+
+def test_bars_under_the_tokens_show_the_selected_heads_attention(visit, golden_path, truth):
+    page = visit(golden_path, "#token=25&layer=3&head=2")
+    widths = page.evaluate("ids.map((_, j) => parseFloat($(`token-${j}`).lastChild.style.width))")
+    pattern = truth.patterns[3][2, 25]
+    np.testing.assert_allclose(widths, 100 * pattern / pattern.max(), rtol=0, atol=1.5)
 
 
 # Its controls
+
+
+def click(page, id_, x, y):
+    """Click on a canvas, at a place in its own pixels, with the mouse."""
+    script = """([id, y]) => {
+        scrollBy(0, $(id).getBoundingClientRect().top + y - innerHeight / 2);
+        const {left, top} = $(id).getBoundingClientRect();
+        return [left, top];
+    }"""
+    left, top = page.evaluate(script, [id_, y])
+    page.mouse.click(left + x, top + y)
+
+
+def test_a_click_on_the_map_selects_a_query_and_its_key(visit, golden_path):
+    page = visit(golden_path)
+    left, side = map_geometry(page)
+    for query, key, expected in (20, 4, 4), (27, 26, 26), (5, 12, 5):  # no key is after its query
+        click(page, "map", left + (key + 0.5) * side, left + (query + 0.5) * side)
+        assert page.evaluate("[state.token, state.key]") == [query, expected]
+        assert f"position {query}, id" in page.locator("#chosen").inner_text()
+
+
+def test_a_click_on_a_cell_selects_its_block_and_head(visit, golden_path):
+    page = visit(golden_path)
+    for id_, n_columns in ("wall", 4), ("attribution-map", 5), ("ablation-map", 5):
+        for layer, head in (1, 3), (4, 0), (2, 2):
+            click(page, id_, *cell(page, id_, layer * n_columns + head, n_columns))
+            assert page.evaluate("[state.layer, state.head]") == [layer, head], id_
+        if n_columns == 5:  # an MLP is not a head
+            click(page, id_, *cell(page, id_, 3 * 5 + 4))
+            assert page.evaluate("[state.layer, state.head]") == [3, 2], id_
+    assert page.locator("#map-title").inner_text() == "Block 3, head 2"
+
+
+def test_a_click_in_the_lens_selects_that_block_and_token(visit, golden_path):
+    page = visit(golden_path, "#token=0")  # so the first column is the first token
+    rows = page.locator("#lens-grid tbody tr")
+    for row, column, layer in (5, 3, 2), (12, 1, 5), (1, 2, 0):
+        name = rows.nth(row).locator("th").inner_text()
+        rows.nth(row).locator("td").nth(column).click()
+        assert page.evaluate("[state.layer, state.token]") == [layer, column], name
+        assert name.startswith(f"block {layer} ")
+    rows.nth(0).locator("td").nth(4).click()  # the embedding is before all blocks
+    assert page.evaluate("[state.layer, state.token]") == [0, 4]
+
+
+def test_another_token_starts_with_its_own_key_and_candidate(visit, golden_path):
+    page = visit(golden_path, "#token=20&layer=3&head=1&key=2&candidate=3")
+    page.keyboard.press("d")
+    assert page.locator("#drawn").inner_text()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("]")
+    assert page.evaluate("[state.key, state.candidate]") == [2, 3]  # the token is the same
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("[state.key, state.candidate]") == [None, 0]
+    assert page.locator("#drawn").inner_text() == ""
+    pattern = page.evaluate("[...patternOf(4, 2, 21, false)]")
+    assert page.evaluate("keyOf()") == int(np.argmax(pattern))
+    assert page.evaluate("location.hash") == "#token=21&layer=4&head=2"
+
+
+def test_another_address_shows_another_view(visit, golden_path):
+    page = visit(golden_path, "#token=20&candidate=2&temperature=0.5&carried=true")
+    page.evaluate("location.hash = '#token=3&layer=2&head=1'")
+    page.wait_for_function("state.token === 3")
+    assert page.evaluate("[state.layer, state.head, state.candidate]") == [2, 1, 0]
+    assert page.evaluate("[state.temperature, state.carried]") == [1, False]
+    assert "position 3" in page.locator("#chosen").inner_text()
+    assert page.locator("#map-title").inner_text() == "Block 2, head 1"
+    assert page.locator("#tokens [aria-selected=true]").get_attribute("id") == "token-3"
+    page.evaluate("location.hash = '#token=7&key=12'")  # a token cannot look at a later one
+    page.wait_for_function("state.token === 7")
+    assert page.evaluate("state.key") == 7
 
 
 def test_each_control_is_reached_by_tab(visit, drawn_path):
@@ -497,9 +799,8 @@ def test_any_prompt_can_be_looked_at(text, tmp_path, visit, shipped):
     assert page.evaluate("scrollTo(9999, 0), scrollX") == 0
     n_prompt = max(1, len(shipped[0].encode(text.encode("utf-8", "replace").decode())))
     assert page.evaluate("facts.n_prompt") == n_prompt
-    for _ in range(n_prompt + 3):
-        page.keyboard.press("ArrowLeft")
-    assert page.evaluate("state.token") == 0
+    page.evaluate("range(n).forEach(i => change({token: i}))")
+    assert page.evaluate("state.token") == n_prompt + 2
 
 
 def test_half_a_character_is_shown_as_bytes(visit, make_page):
@@ -554,60 +855,85 @@ def test_odd_shapes(shape, tmp_path, visit, make_page):
     page = visit(make_page("lo", *options, "--n_tokens_to_generate", "2"), viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert page.locator("#neurons tbody tr").count() == min(16, shape.get("n_inner", 16))
-    sums = page.evaluate("range(n).map(i => sharesOf(i, 2, null).reduce((a, b) => a + b))")
+    sums = page.evaluate("range(n).map(i => attributionOf(i, 2, null).reduce((a, b) => a + b))")
     logits = page.evaluate("range(n).map(i => candidatesAt(i)[2].logit)")
     np.testing.assert_allclose(sums, logits, rtol=0, atol=1e-4)
 
 
-def test_what_is_thinned_out_is_said_and_the_rest_is_right(tmp_path, monkeypatch, visit, shipped):
+def test_the_page_says_what_it_leaves_out_and_the_rest_holds(tmp_path, monkeypatch, visit, shipped):
     """The limits of a long text, met by a short one."""
     encoder, hparams, params = shipped
     for name, limit in {
-        "N_WEIGHTS": 3000,
-        "N_STRONGEST": 6 * 4 * 4 * 10,
-        "N_BEST": 20 * 60,
-        "N_BINS": 20 * 4,
-        "N_PRODUCTS": 2 * 6 * 256 * 7,
-        "N_LENS": 70,
-        "N_SHARES": 11 * 33 * 5,
-        "N_FIRED": 6 * 20 * 3,
-        "A_MINUTE": 1e6,
+        "MAX_PATTERN": 3000,
+        "MAX_STRONGEST": 6 * 4 * 4 * 10,
+        "MAX_BEST": 20 * 60,
+        "MAX_BINS_PER_NAT": 20 * 4,
+        "MAX_QK": 2 * 6 * 256 * 7,
+        "MAX_LENS": 70,
+        "MAX_ATTRIBUTION": 11 * 33 * 5,
+        "MAX_NEURONS": 6 * 20 * 3,
+        "A_MINUTE": 1e9,
+        "MAX_PROMOTING": 12,
     }.items():
         monkeypatch.setattr(data, name, limit)
-    monkeypatch.setattr(explain, "N_NEURONS", 12)
     ids = encoder.encode("To be, or not to be: that is the question: whether it is nobler")[:20]
-    arrays, fits, notes = explain.record(ids, 9, None, params, hparams)
-    arrays["knocked"] = np.zeros((12, 5, 10), np.uint16)
+    arrays, fits = record.record(ids, 9, None, params, hparams)
     facts = {"model": "x", "ids": ids, "n_cut": 0, "beyond": [], "n_prompt": 9, "ended": "length"}
-    facts |= {
-        "hparams": hparams,
-        "fits": fits,
-        "notes": notes,
-        "sampling": {"seed": None, "top_k": None},
-    }
+    facts |= {"hparams": hparams, "fits": fits, "sampling": {"seed": None, "top_k": None}}
     path = tmp_path / "page.html"
-    path.write_bytes(data.build(facts, arrays, encoder))
-    page = visit(path)
-    assert page.locator("#left-out li").count() == len(notes) >= 6
-    model = {**params, "n_head": hparams["n_head"], "eps": hparams["layer_norm_epsilon"]}
-    exact = [seen.weights for seen in explain.look(ids, **model)]
-    start, stop = fits["weights"].start, fits["weights"].stop
-    assert (start, stop) == (8, 18) and fits["strongest"] == 4
-    assert (fits["best"], fits["bins"]) == (60, 4)
+    path.write_bytes(data.build_page(facts, arrays, encoder))
+    page = visit(path, "#token=12")
+    assert page.locator("#left-out li").all_inner_texts() == [
+        "the lens after whole blocks, not half blocks",
+        "the lens for positions 8 to 17 only, of 20",
+        "of each token's attention the 4 largest weights",
+        "attention for positions 8 to 17 only, of 20",
+        "queries and keys for positions 8 to 14 only, of 20",
+        "of each distribution the 60 best tokens one by one",
+        "of each block and token the 3 strongest neurons",
+        "shares and knock-outs for positions 8 to 12 only, of 20",
+        "knock-outs of whole layers: of single heads they take longer than a minute",
+    ]
+    note = page.evaluate("facts.fits.lens[1] = 20, notesOnLimits()[1]")
+    assert note == "the lens for positions 8 to 19 only, of 20"
+    page.evaluate("facts.fits.lens[1] = 18")
+    exact = Pass(ids, params, hparams)
     i = 12  # elsewhere than at the prompt's end: best tokens and coarse bins
-    p = gpt2.probabilities(gpt2.gpt2(ids[: i + 1], **model)[-1], temperature=0.9)
+    p = gpt2.probabilities(exact.logits(exact.streams[-1])[i], temperature=0.9)
     options = {"temperature": 0.9, "top_k": None, "top_p": 1, "min_p": 0}
     found = page.evaluate(f"probabilities(distributionAt({i}), {json.dumps(options)})")
     error = [abs(x["p"] - p[x["id"]]) for x in found if x["id"] is not None]
     assert len(error) == 60 and max(error) < 1e-3
-    for i in range(start, stop):
-        row = np.array(list(page.evaluate(f"[...weightsOf(3, 1, {i}, false)]")))
-        largest = np.sort(exact[3][1, i])[-4:]
-        np.testing.assert_allclose(
-            np.sort(row)[-4:], np.sort(largest)[-len(row) :][-4:], atol=0.004
-        )
-        assert np.count_nonzero(row) <= 4
-    assert page.evaluate(f"weightsOf(0, 0, {start - 1}, false)") is None
+    for i in range(8, 18):
+        row = np.array(page.evaluate(f"[...patternOf(3, 1, {i}, false)]"))
+        largest = np.argsort(-exact.patterns[3][1, i])[:4]
+        assert set(np.flatnonzero(row)) <= set(largest.tolist())
+        np.testing.assert_allclose(row[largest], exact.patterns[3][1, i, largest], atol=0.004)
+    assert page.evaluate("patternOf(0, 0, 7, false)") is None
+    # The lens at position 10 is in the third column, and its fourth row is after block 2.
+    p = gpt2.probabilities(exact.logits(exact.streams[6])[10])
+    assert page.evaluate("rowOf('lens_ids', 3, 2)[0]") == p.argmax()
+    assert abs(page.evaluate("lensOf(3, 2)[0]") - p.max()) < 1e-4
+    scores = page.evaluate("[8, 14].map(j => productsOf(3, 1, 14, j).map(x => x.product))")
+    weights = exact.patterns[3][1, 14, [8, 14]]
+    assert abs(sum(scores[1]) - sum(scores[0]) - np.log(weights[1] / weights[0])) < 0.2
+    assert page.evaluate("productsOf(3, 1, 15, 8)") is None
+    # Whole layers are ablated, and a click on one of them leaves the head as it is.
+    names = page.evaluate("ablatedNames()")
+    without = page.evaluate("ablationOf(12, 0)")
+    best = page.evaluate("candidatesAt(12)[0].id")
+    for part in (2, "attention"), (4, "MLP"):
+        one = Pass(ids, params, hparams, without=part)
+        p = gpt2.probabilities(one.logits(one.streams[-1])[12])[best]
+        assert abs(without[names.index("block {} {}".format(*part))] - p) < 1e-4
+    page.keyboard.press("]")
+    click(page, "ablation-map", *cell(page, "ablation-map", 2 * 1 + 1, n_columns=2))
+    assert page.evaluate("[state.layer, state.head]") == [1, 1]
+    # The third row of the lens is after block 1.
+    page.locator("#token-8").click()
+    page.locator("#lens-grid tbody tr").nth(3).locator("td").first.click()
+    assert page.evaluate("[state.layer, state.token]") == [2, 8]
+    assert "not worked out for this one" in page.locator("#neurons").inner_text()
     for i in 0, 8, 19:
         page.locator(f"#token-{i}").click()
         assert page.locator("main").inner_text()

@@ -66,8 +66,7 @@ def test_the_numbers_on_the_way_are_those_of_the_model(shipped):
     ).groups()
     assert encoder.encode(prompt) == [*map(int, ids.split())] and len(ids.split()) == 6
     assert (hparams["n_embd"], hparams["n_layer"], hparams["n_vocab"]) == (256, 6, 2048)
-    n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
-    logits = gpt2.gpt2(encoder.encode(prompt), **params, n_head=n_head, eps=eps)
+    logits = gpt2.gpt2(encoder.encode(prompt), **params, hparams=hparams)
     p = gpt2.probabilities(logits[-1])
     found = [(encoder.decode([i]), f"{100 * p[i]:.1f}") for i in np.argsort(-p)[:3].tolist()]
     assert found == list(zip(likely[::2], likely[1::2])) and best == likely[0]
@@ -118,29 +117,26 @@ def test_the_map_names_every_file():
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings]
 
 
 def test_readme_is_short():
     assert len(README.splitlines()) < 150
 
 
-def test_requirements_are_the_four_and_each_command_names_them():
+def test_requirements_are_the_four_and_pyproject_names_the_same():
     lines = (ROOT / "requirements.txt").read_text().split()
-    assert sorted(re.findall(r"[a-z]+", line)[0] for line in lines) == [
-        "numpy",
-        "regex",
-        "requests",
-        "tqdm",
-    ]
-    scripts = [path for path in ROOT.glob("*.py") if "# /// script" in path.read_text("utf-8")]
-    assert {"gpt2.py", "batch.py", "train.py", "evaluate.py"} <= {path.name for path in scripts}
-    for path in scripts:
-        block = re.search(r"^# /// script$\n((?:# .*\n)+)# ///$", path.read_text("utf-8"), re.M)[1]
-        named = re.search(r"dependencies = \[(.*)\]", block)[1]
-        assert re.findall(r'"(.+?)"', named) == lines
-        assert 'requires-python = ">=3.10"' in block and "Python 3.10 or newer" in README
+    names = [re.findall(r"[a-z]+", line)[0] for line in lines]
+    assert sorted(names) == ["numpy", "regex", "requests", "tqdm"]
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    named = re.search(r"^dependencies = \[(.*)\]", project, re.MULTILINE)[1]
+    assert re.findall(r'"(.+?)"', named) == lines
+    assert 'requires-python = ">=3.10"' in project and "Python 3.10 or newer" in README
 
 
 @pytest.mark.parametrize("page", ["docs/gradients.md"])

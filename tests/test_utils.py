@@ -1,4 +1,4 @@
-"""From a model's name to the model: where it is looked for, and what is not even imported."""
+"""From a model's name to the model: where it is looked for, and that nothing slow is imported."""
 
 import shutil
 import subprocess
@@ -7,26 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OPENAI, ROOT, random_params
+from conftest import GOLDEN, OPENAI, ROOT, model_options, random_params
 
+import gpt2
 import utils
 from encoder import Encoder
-from model_files.directory import load_model, save_model
-from model_files.parameters import flatten
+from model_files.directory import flatten, load_model, save_model
 
 
 def test_a_name_leads_to_an_encoder_hparams_and_params(directory, tmp_path):
     encoder, hparams, params = utils.load_encoder_hparams_and_params("model", tmp_path)
     vocabulary, original_hparams, original = load_model(OPENAI)
-    assert isinstance(encoder, Encoder) and encoder.vocabulary == vocabulary
+    assert isinstance(encoder, Encoder)
+    assert encoder.vocabulary == vocabulary._replace(source=encoder.vocabulary.source)
     assert hparams == original_hparams
     params, original = flatten(params), flatten(original)
     assert list(params) == list(original)
     assert all(np.array_equal(x, original[name]) for name, x in params.items())
 
 
-def test_the_ids_are_those_that_the_model_has(tmp_path):
-    """It may have more than the vocabulary, to be of a round size, or less than the tokens."""
+def test_ids_that_the_model_does_not_have_are_refused(tmp_path):
+    """A model may have more ids than its vocabulary, for a round number, or fewer than tokens."""
     vocabulary, hparams, _ = load_model(OPENAI)
     for n_vocab in 257, 260:
         hparams["n_vocab"], directory = n_vocab, tmp_path / str(n_vocab)
@@ -42,13 +43,39 @@ def test_the_ids_are_those_that_the_model_has(tmp_path):
                 encoder.decode([260])
 
 
+def test_a_released_size_is_read_from_the_files_with_known_hashes(directory, tmp_path):
+    """A tokenizer.json beside them, from somewhere else, counts for every other model."""
+    shutil.copy(GOLDEN / "encoder_tokenizer.json", directory / "tokenizer.json")
+    (directory / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    shutil.copytree(directory, tmp_path / "124M")
+    expected = load_model(OPENAI)[0].ids
+    encoder, *_ = utils.load_encoder_hparams_and_params("124M", tmp_path)
+    for found in encoder, utils.load_encoder("124M", tmp_path):
+        assert found.vocabulary.ids == expected and not found.vocabulary.add_prefix_space
+    found = utils.load_encoder("model", tmp_path).vocabulary
+    assert found.ids != expected and found.add_prefix_space
+    with pytest.raises(ValueError, match="the vocabulary has 300 tokens, the model 257"):
+        utils.load_encoder_hparams_and_params("model", tmp_path)
+
+
+def test_a_command_looks_a_model_up_once(models_dir, monkeypatch, capsys):
+    names, find_model = [], utils.find_model
+    monkeypatch.setattr(
+        utils, "find_model", lambda name, *args: names.append(name) or find_model(name, *args)
+    )
+    assert (
+        gpt2.main(["low", "--n_tokens_to_generate", "2", *map(str, model_options(models_dir))]) == 0
+    )
+    assert names == ["tiny"]
+
+
 def test_nothing_slow_is_imported(directory):
     """requests and tqdm cost more than a warm start may take; they come in only to fetch."""
-    slow = "requests", "tqdm", "model_files.tensor_bundle", "model_files.fetch"
+    slow = "requests", "tqdm", "hashlib", "shutil", "model_files.tensor_bundle"
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils; "
-        f"utils.load_encoder_hparams_and_params({str(directory)!r}, 'models'); "
-        f"print({{*{slow}}} & set(sys.modules))"
+        f"import sys, numpy; before = {{*sys.modules}}; sys.path.insert(0, {str(ROOT)!r}); "
+        f"import utils; utils.load_encoder_hparams_and_params({str(directory)!r}, 'models'); "
+        f"print({{*{slow}}} & {{*sys.modules}} - before)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
@@ -70,7 +97,7 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="models/nosuch: no such directory"):
         utils.find_model("models/nosuch", tmp_path / "models")
     for name in "", "C:x", "-x", "a\nb", "x*":
-        with pytest.raises(ValueError, match="is no name of a model"):
+        with pytest.raises(ValueError, match="is not the name of a model"):
             utils.find_model(name, Path("models"))
     with pytest.raises(
         utils.UnknownModel,
@@ -82,7 +109,7 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
 def test_a_directory_without_a_model_is_found_only_by_a_name_of_its_own(tmp_path, monkeypatch):
     """What is wrong with it is then said by whoever reads it; a size would be fetched into it."""
     fetched = []
-    monkeypatch.setattr("model_files.fetch.fetch", lambda *args: fetched.append(args[:4]))
+    monkeypatch.setattr(utils, "fetch", lambda *args: fetched.append(args[:4]))
     monkeypatch.setattr(utils, "find_cached", lambda repo, revision: None)
     for name in "mine", "124M", "owner--name":
         (tmp_path / name).mkdir()
@@ -104,3 +131,31 @@ def test_what_a_killed_fetch_has_left_beside_a_whole_model_goes(directory):
     (directory / "fetch.lock").touch()
     assert utils.find_model("model", directory.parent) == directory
     assert {path.name for path in directory.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "address,name",
+    [
+        ("https://huggingface.co/owner/name", "owner/name"),
+        ("www.huggingface.co/owner/name/", "owner/name"),
+        ("https://hf.co/owner/name?library=transformers", "owner/name"),
+        ("https://huggingface.co/owner/name/tree/v1", "owner/name@v1"),
+        ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", "owner/name@refs/pr/1"),
+        ("https://huggingface.co/owner/name/tree/refs/pr/1/folder", "owner/name@refs/pr/1"),
+        ("https://huggingface.co/owner/name/blob/main/config.json", "owner/name"),
+        ("https://huggingface.co/owner/name/resolve/v1/x.bin?download=true", "owner/name@v1"),
+        ("https://huggingface.co/owner/name/discussions/1", "owner/name"),
+        (" http://mirror.example:81/owner/name#files", "owner/name"),
+        ("https://hf.co/gpt2", None),
+        ("https://huggingface.co/datasets/a/b", None),
+        ("https://a.example/b/c", None),
+        ("owner/name@v1", None),
+    ],
+)
+def test_the_address_of_a_models_page_is_its_name(address, name, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", " http://me:pw@mirror.example:81/ ")
+    assert utils.name_of(address) == (name or address)
+    monkeypatch.setattr(utils, "find_cached", lambda *args: args)
+    if name:
+        repo, _, revision = name.partition("@")
+        assert utils.find_model(address, Path("nowhere")) == (repo, revision or "main")

@@ -1,8 +1,9 @@
-"""A model directory is read as its writers meant it, or refused in one line; a saved one is whole.
+"""A model directory is read as its writer meant it, or refused in one line; a saved one is whole.
 
 FUZZ in the environment sets how many damaged files are tried.
 """
 
+import inspect
 import json
 import os
 import random
@@ -11,26 +12,30 @@ import shutil
 import make_golden_tf as golden
 import numpy as np
 import pytest
-from conftest import OPENAI, map_leaves
+from conftest import FULL, OPENAI, TINY, leaves, map_leaves, random_params
 from damage import mutate, mutate_json
 
+import gpt2
 from encoder import learn_bpe
 from model_files.directory import (
     bundle_prefix,
+    flatten,
+    from_openai,
     holds_model,
     load_model,
+    nest,
+    parameter_shapes,
     read_config,
     read_model,
     save_model,
 )
-from model_files.parameters import flatten, nest, parameter_shapes
 from model_files.safetensors import read_safetensors, write_safetensors
 
 FUZZ = int(os.environ.get("FUZZ", 500))
 
 
 def rewrite(directory, change, dtype=None):
-    """Let change edit {name: array} of the weights."""
+    """Write the weights again after change(tensors), which edits {name: array}."""
     path = directory / "model.safetensors"
     tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
     change(tensors)
@@ -62,10 +67,11 @@ def test_a_save_that_fails_replaces_nothing(place, match, directory, monkeypatch
     assert before == {path: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_save_and_load(directory):
+def test_a_saved_model_is_loaded_again(directory):
     vocabulary, hparams, params = load_model(directory)
     original_vocabulary, original_hparams, original = load_model(OPENAI)
-    assert hparams == original_hparams and vocabulary == original_vocabulary
+    assert hparams == original_hparams
+    assert vocabulary == original_vocabulary._replace(source=vocabulary.source)
     params, original = flatten(params), flatten(original)
     assert list(params) == list(original) == list(parameter_shapes(**hparams))
     for name, x in params.items():
@@ -80,7 +86,7 @@ def test_save_and_load(directory):
     ]
 
 
-def test_an_mlp_of_another_width(tmp_path):
+def test_an_mlp_may_have_another_width(tmp_path):
     """n_inner is 4 n_embd in every released model, but config.json may say otherwise."""
     vocabulary, hparams, _ = load_model(OPENAI)
     hparams["n_inner"] = 24
@@ -96,35 +102,35 @@ def test_an_mlp_of_another_width(tmp_path):
     assert loaded_hparams == hparams
     assert all(np.array_equal(x, tensors[name]) for name, x in flatten(params).items())
     save_model(tmp_path, {**hparams, "n_inner": 32}, load_model(OPENAI)[2], vocabulary)
-    assert json.loads((tmp_path / "config.json").read_text())["n_inner"] is None  # the usual
+    assert json.loads((tmp_path / "config.json").read_text())["n_inner"] is None  # 4 n_embd
 
 
-ENDS = [(5, [5]), ("absent", []), (None, []), (257, []), ([1, 256], [1, 256]), ([-1, 2], [2])]
+EOS = [(5, [5]), ("absent", []), (None, []), (257, []), ([1, 256], [1, 256]), ([-1, 2], [2])]
 
 
-@pytest.mark.parametrize("said, ends", ENDS, ids=str)
-def test_a_text_ends_where_config_says(said, ends, directory, tmp_path):
-    configure(directory, eos_token_id=said)
+@pytest.mark.parametrize("eos, found", EOS, ids=str)
+def test_eos_token_ids_are_those_of_generation_config_or_config(eos, found, directory):
+    configure(directory, eos_token_id=eos)
     vocabulary, hparams, params = load_model(directory)
-    assert hparams["eos_token_ids"] == ends
+    assert hparams["eos_token_ids"] == found
     (directory / "generation_config.json").write_text('{"eos_token_id": 7, "top_k": 3}')
     assert load_model(directory)[1]["eos_token_ids"] == [7]
     (directory / "generation_config.json").write_text("{}")
-    assert load_model(directory)[1]["eos_token_ids"] == []  # this file has the say, as it is
+    assert load_model(directory)[1]["eos_token_ids"] == []  # this file counts, not config.json
     save_model(directory, hparams, params, vocabulary)
     assert load_model(directory)[1] == hparams
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("said", ["5", 5.0, True, [1, "2"], {}, [[]]], ids=str)
-def test_an_end_that_is_no_id_is_refused(said, file, directory):
-    text = json.loads((directory / "config.json").read_text()) | {"eos_token_id": said}
+@pytest.mark.parametrize("eos", ["5", 5.0, True, [1, "2"], {}, [[]]], ids=str)
+def test_an_eos_token_id_that_is_not_an_id_is_refused(eos, file, directory):
+    text = json.loads((directory / "config.json").read_text()) | {"eos_token_id": eos}
     (directory / file).write_text(json.dumps(text))
     with pytest.raises(ValueError, match=f"{file}: eos_token_id is .*, neither an id nor"):
         load_model(directory)
 
 
-def test_texts_of_openai_end_at_endoftext():
+def test_an_openai_directory_ends_texts_at_its_end_of_text():
     assert load_model(OPENAI)[1]["eos_token_ids"] == [256]
 
 
@@ -140,8 +146,8 @@ def test_weights_are_read_as_they_are_stored(directory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_transformers_names(dtype, directory):
-    """What GPT2LMHeadModel.save_pretrained writes: the prefix, no head, and its own metadata."""
+def test_saved_names_are_those_of_transformers(dtype, directory):
+    """As GPT2LMHeadModel.save_pretrained writes them: the prefix, no head, and its metadata."""
     vocabulary, hparams, params = load_model(OPENAI)
     save_model(directory, hparams, params, vocabulary, dtype)
     data = (directory / "model.safetensors").read_bytes()
@@ -156,7 +162,7 @@ def test_transformers_names(dtype, directory):
         assert np.array_equal(loaded[name], x.astype(dtype)), name
 
 
-def test_shared_model_saves_as_transformers_wrote_it(shared, tmp_path):
+def test_a_model_is_saved_as_transformers_wrote_it(shared, tmp_path):
     original = shared / "models" / "shakespeare-hf"
     vocabulary, hparams, params = load_model(original)
     save_model(tmp_path, hparams, params, vocabulary)
@@ -167,7 +173,7 @@ def test_shared_model_saves_as_transformers_wrote_it(shared, tmp_path):
     assert {name for name in ours if ours[name] != theirs[name]} == set()
 
 
-def test_bare_names_masks_and_a_redundant_head(directory):
+def test_bare_names_masks_and_a_redundant_head_are_read(directory):
     def as_on_the_hub(tensors):
         for name in list(tensors):
             tensors[name.removeprefix("transformer.")] = tensors.pop(name)
@@ -178,13 +184,13 @@ def test_bare_names_masks_and_a_redundant_head(directory):
 
     expected = flatten(load_model(directory)[2])
     rewrite(directory, as_on_the_hub)
-    configure(directory, tie_word_embeddings=False)  # the head is equal, whatever this says
+    configure(directory, tie_word_embeddings=False)  # the head is equal all the same
     found = flatten(load_model(directory)[2])
     assert found.keys() == expected.keys()
     assert all(np.array_equal(x, expected[name]) for name, x in found.items())
 
 
-def test_config_defaults(tmp_path):
+def test_a_config_is_completed_by_the_defaults_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config = read_config(tmp_path / "config.json")
     assert config == {
@@ -252,9 +258,9 @@ def test_tensors_are_refused_by_name(directory):
     refused(lambda t: t.update({"lm_head.weight": t[wte][1:]}), "lm_head.weight differs from wte")
     refused(
         lambda t: t.update({"transformer.h.2.ln_1.bias": t["transformer.ln_f.bias"]}),
-        "'h.2.ln_1.bias' is no part",
+        "'h.2.ln_1.bias' is not part",
     )
-    refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without transformer.")
+    refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without .*transformer")
     configure(directory, tie_word_embeddings=False)
     refused(lambda t: None, "lm_head.weight is missing")
     configure(directory, tie_word_embeddings=True, n_layer=3)
@@ -263,10 +269,10 @@ def test_tensors_are_refused_by_name(directory):
     refused(lambda t: None, "the vocabulary has 257 tokens, the model 256")
 
 
-def test_tiny_gpt2_of_openai():
+def test_a_directory_of_openai_is_read():
     vocabulary, hparams, params = load_model(OPENAI)
     expected = {**golden.GPT2, "n_inner": 32, "layer_norm_epsilon": 1e-5, "eos_token_ids": [256]}
-    assert hparams == expected
+    assert hparams == {**expected, "training": {}}
     assert vocabulary.ids["<|endoftext|>"] == 256 and vocabulary.merges == []
     expected = {
         name: golden.values(name, shape)
@@ -286,7 +292,7 @@ def test_tiny_gpt2_of_openai():
                 assert np.array_equal(block[norm][leaf], expected[f"model/h{i}/{norm}/{leaf}"])
 
 
-def test_shared_models_are_the_same(shared):
+def test_a_model_in_both_formats_is_the_same(shared):
     vocabulary, hparams, params = load_model(shared / "models" / "shakespeare-openai")
     other_vocabulary, other_hparams, other = load_model(shared / "models" / "shakespeare-hf")
     assert hparams == other_hparams and vocabulary.ids == other_vocabulary.ids
@@ -296,7 +302,7 @@ def test_shared_models_are_the_same(shared):
         assert np.array_equal(x, other[name]) and x.flags.aligned and not x.flags.owndata, name
 
 
-def test_damage_of_an_openai_directory_is_named(tmp_path):
+def test_damage_in_a_directory_of_openai_is_named(tmp_path):
     directory = shutil.copytree(OPENAI, tmp_path / "model")
     data = directory / "model.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-1])
@@ -310,7 +316,7 @@ def test_damage_of_an_openai_directory_is_named(tmp_path):
         load_model(directory)
 
 
-def test_checkpoint_of_another_name(tmp_path):
+def test_a_checkpoint_may_have_another_name(tmp_path):
     """Fine-tuning programs number their checkpoints; the file checkpoint names the latest."""
     for path in OPENAI.iterdir():
         shutil.copy(path, tmp_path / path.name.replace("model.ckpt", "model-1000"))
@@ -321,7 +327,7 @@ def test_checkpoint_of_another_name(tmp_path):
     assert bundle_prefix(tmp_path) == tmp_path / "model-1000"
 
 
-def test_pickle_and_nothing_are_refused(directory):
+def test_a_pickle_and_an_empty_directory_are_refused(directory):
     (directory / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="model holds no model"):
         load_model(directory)
@@ -345,14 +351,16 @@ def shard(directory):
     return index, weight_map
 
 
-def test_an_index_without_its_data_is_no_model(tmp_path):
+def test_an_index_without_its_data_is_not_a_model(tmp_path):
     (tmp_path / "model.ckpt.index").touch()
     assert not holds_model(tmp_path)
     (tmp_path / "model.ckpt.data-00000-of-00001").touch()
     assert holds_model(tmp_path)
+    (tmp_path / "model.ckpt.index").unlink()
+    assert not holds_model(tmp_path)
 
 
-def test_shards(directory):
+def test_weights_in_several_files_are_read(directory):
     expected = flatten(load_model(directory)[2])
     index, weight_map = shard(directory)
     found = flatten(load_model(directory)[2])
@@ -370,8 +378,7 @@ def test_shards(directory):
             load_model(directory)
 
 
-def test_fuzz(directory):
-    """A model with a mutated file is loaded, or refused in one line that names it."""
+def test_mutated_files_are_loaded_or_refused_in_one_line(directory):
     rng, refused = random.Random(0), {}
     names = ["model.safetensors"] * 3 + ["config.json", "vocab.json", "merges.txt"]
     genuine = {name: (directory / name).read_bytes() for name in names}
@@ -402,12 +409,106 @@ def test_fuzz(directory):
     assert len(refused) > 10
 
 
-def test_of_a_released_size_only_files_with_known_hashes_are_read(directory):
+def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
     vocabulary, hparams, _ = load_model(directory)
     for name in "tokenizer.json", "generation_config.json", "added_tokens.json":
-        (directory / name).write_text("{")  # somebody else's
+        (directory / name).write_text("{")  # from somewhere else
     found, found_hparams, _ = load_model(directory, is_released=True)
     assert found[:3] == vocabulary[:3]
     assert found_hparams == hparams
     with pytest.raises(ValueError, match="damaged JSON"):
         load_model(directory)
+
+
+def test_what_train_recorded_about_its_text_is_among_the_hyperparameters(directory):
+    training = {"lowercase": True, "stopwords": ["the", "of"], "lr": 0.001, "text": "a.txt"}
+    (directory / "training.json").write_text(json.dumps(training))
+    assert load_model(directory)[1]["training"] == training
+    for wrong in {"lowercase": 1}, {"stopwords": "the"}, {"stopwords": [1]}, {"stopwords": None}:
+        (directory / "training.json").write_text(json.dumps({**training, **wrong}))
+        with pytest.raises(ValueError, match=f"training.json: {[*wrong][0]} is n"):
+            load_model(directory)
+
+
+# The parameters
+
+PATHS = {  # the name of a parameter in files -> its path in the tree
+    "wte.weight": ".wte",
+    "wpe.weight": ".wpe",
+    "h.0.ln_1.weight": ".blocks.0.ln_1.g",
+    "h.0.ln_1.bias": ".blocks.0.ln_1.b",
+    "h.0.attn.c_attn.weight": ".blocks.0.attn.c_attn.w",
+    "h.0.attn.c_attn.bias": ".blocks.0.attn.c_attn.b",
+    "h.0.attn.c_proj.weight": ".blocks.0.attn.c_proj.w",
+    "h.0.attn.c_proj.bias": ".blocks.0.attn.c_proj.b",
+    "h.0.ln_2.weight": ".blocks.0.ln_2.g",
+    "h.0.ln_2.bias": ".blocks.0.ln_2.b",
+    "h.0.mlp.c_fc.weight": ".blocks.0.mlp.c_fc.w",
+    "h.0.mlp.c_fc.bias": ".blocks.0.mlp.c_fc.b",
+    "h.0.mlp.c_proj.weight": ".blocks.0.mlp.c_proj.w",
+    "h.0.mlp.c_proj.bias": ".blocks.0.mlp.c_proj.b",
+    "ln_f.weight": ".ln_f.g",
+    "ln_f.bias": ".ln_f.b",
+}
+
+
+def arrays(**hparams):
+    shapes = parameter_shapes(**hparams)
+    return {name: np.full(shape, i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def test_each_name_has_one_path_in_the_tree():
+    tensors = arrays(**{**TINY, "n_layer": 1})
+    found = [(path, int(x.flat[0])) for path, x in leaves(nest(tensors))]
+    assert sorted(found) == sorted((path, i) for i, path in enumerate(PATHS.values()))
+    assert list(tensors) == list(PATHS)  # in the order in which the model uses them
+
+
+def test_flatten_is_the_inverse_of_nest():
+    tensors = arrays(**{**TINY, "n_layer": 12})  # 10 comes after 9, not after 1
+    for order in list(tensors), sorted(tensors), sorted(tensors)[::-1]:
+        tree = nest({name: tensors[name] for name in order})
+        flat = flatten(tree)
+        assert flat.keys() == tensors.keys()
+        assert all(flat[name] is x for name, x in tensors.items())
+        assert [int(block["ln_1"]["g"][0]) for block in tree["blocks"]] == [*range(2, 146, 12)]
+    assert list(flatten(nest(tensors))) == list(tensors)
+    params = random_params()
+    again = dict(leaves(nest(flatten(params))))
+    assert all(again.pop(path) is x for path, x in leaves(params)) and not again
+
+
+def test_every_name_of_openai_has_the_shape_of_ours():
+    theirs = golden.gpt2_shapes(**golden.GPT2)
+    found = from_openai({name: np.zeros(shape) for name, shape in theirs.items()})
+    assert {name: x.shape for name, x in found.items()} == parameter_shapes(**golden.GPT2)
+
+
+def test_124M_has_124_million_parameters():
+    shapes = parameter_shapes(**FULL)
+    assert len(shapes) == 148
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 124_439_808
+
+
+def test_the_mlp_is_four_times_as_wide_by_default():
+    hparams = {"n_vocab": 9, "n_ctx": 4, "n_embd": 6, "n_layer": 1}
+    for n_inner, width in (None, 24), (24, 24), (10, 10):
+        shapes = parameter_shapes(**hparams, n_inner=n_inner, n_head=2, eos_token_ids=[3])
+        assert shapes["h.0.mlp.c_fc.weight"] == (6, width)
+        assert shapes["h.0.mlp.c_fc.bias"] == (width,)
+        assert shapes["h.0.mlp.c_proj.weight"] == (width, 6)
+    assert parameter_shapes(**hparams) == parameter_shapes(**hparams, n_inner=24)
+
+
+def test_the_keys_of_the_tree_are_the_arguments_of_the_functions():
+    params = random_params()
+    (block, *_), c_attn = params["blocks"], params["blocks"][0]["attn"]["c_attn"]
+    for function, tree in (
+        (gpt2.gpt2, params),
+        (gpt2.mha, block["attn"]),
+        (gpt2.ffn, block["mlp"]),
+        (gpt2.linear, c_attn),
+        (gpt2.layer_norm, block["ln_1"]),
+        (gpt2.layer_norm, params["ln_f"]),
+    ):
+        assert tree.keys() <= inspect.signature(function).parameters.keys()

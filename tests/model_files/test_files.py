@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import pytest
 
@@ -9,7 +10,7 @@ from model_files import files
 from model_files.files import read_json, try_lock, write_atomic
 
 
-def test_json_is_a_dict(tmp_path):
+def test_json_is_read_from_a_file_or_from_bytes(tmp_path):
     path, content = tmp_path / "x", {"é": [1, 2.5, None, {"a": True}], "": {}}
     path.write_text(json.dumps(content))
     assert read_json(path) == content
@@ -25,14 +26,14 @@ def test_json_is_a_dict(tmp_path):
         (b"[]", "not an object"),
         (b'{"a": 0, "a": 0}', "a key occurs twice"),
         (b'{"b": {"a": 0, "a": 0}}', "a key occurs twice"),
-        (b'{"a": NaN}', "NaN is no JSON"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON"),
+        (b'{"a": NaN}', "NaN is n"),
+        (b'{"a": -Infinity}', "-Infinity is n"),
         (b'{"\xff": 0}', "utf-8"),
         (b"[" * 100_000, ""),
         (b'{"a": ' + b"1" * 10_000 + b"}", ""),
     ],
 )
-def test_what_is_no_json_is_refused_in_one_line(data, match, tmp_path):
+def test_invalid_json_is_refused_in_one_line(data, match, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(data)
     for read in lambda: read_json(path), lambda: read_json(path, data):
@@ -51,7 +52,7 @@ def test_json_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
         read_json(path)
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "x"
     with write_atomic(path) as file:
         file.write(b"new")
@@ -59,7 +60,21 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_is_not_whole_leaves_the_one_before(tmp_path, monkeypatch):
+def test_all_bytes_are_on_the_disk_before_a_file_gets_its_name(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+
+    def watched(source, target):
+        events.append(("replace", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(("fsync", os.fstat(file).st_size)))
+    monkeypatch.setattr(os, "replace", watched)
+    with write_atomic(tmp_path / "x") as file:
+        file.write(b"new")
+    assert events == [("fsync", 3), ("replace", str(tmp_path / "x"))]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     """A disk that is full, or Ctrl-C, while a file is written."""
 
     def full(file):
@@ -79,7 +94,7 @@ def test_a_file_that_is_not_whole_leaves_the_one_before(tmp_path, monkeypatch):
 
 
 def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
-    """Who held it before may have removed that file, and somebody else have made another."""
+    """Its last holder may have removed that file, and another process have made a new one."""
     fcntl, path = pytest.importorskip("fcntl"), tmp_path / "lock"
     flock = fcntl.flock
 

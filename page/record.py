@@ -1,0 +1,275 @@
+"""What happens in the model while it reads a text, and what that says about the next token.
+
+gpt2.gpt2 drops each result as soon as it is used. run_with_trace makes the same pass with the same
+functions and yields what happened in each block. Each function after it answers one question, and
+record collects the answers for the page. Shapes as in gpt2.py; m positions of a text, or all n.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+from tqdm import tqdm
+
+import gpt2
+from page import data
+
+
+class BlockTrace:
+    """What happens in a block to the residual stream x, under the names of TransformerLens."""
+
+    def __init__(self, x, block, hparams):
+        y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
+        qkv = gpt2.linear(y, **block["attn"]["c_attn"])  # [n, 3e]
+        self.q, self.k, self.v = gpt2.split_heads(qkv, hparams["n_head"])  # three times [h, n, d]
+        self.pattern = attention_pattern(self.q, self.k)  # [h, n, n], each row sums to 1
+        self.z = self.pattern @ self.v  # [h, n, d]: what the heads gather, before c_proj
+        z = self.z.swapaxes(0, 1).reshape(x.shape)  # [h, n, d] -> [n, e]
+        self.resid_pre = x  # [n, e]
+        self.resid_mid = x + gpt2.linear(z, **block["attn"]["c_proj"])  # between attention and MLP
+        self.neurons, self.resid_post = run_mlp(self.resid_mid, block, hparams)
+
+
+def attention_pattern(q, k):  # twice [h, n, d] -> [h, n, n], each row sums to 1
+    """Return the weights with which gpt2.attention averages the values."""
+    h, n, d = q.shape
+    q = q * (1 / math.sqrt(d))
+    pattern = np.zeros((h, n, n), np.float32)
+    for rows in row_groups(n):
+        exps = gpt2.exp_scores(q[:, rows], k[:, : rows.stop])
+        np.divide(exps, exps.sum(-1, keepdims=True), out=pattern[:, rows, : rows.stop])
+    return pattern
+
+
+def row_groups(n):  # -> slices
+    """Return range(n) in pieces, since the logits of a whole text would fill the memory."""
+    return [slice(i, min(i + gpt2.QUERY_BLOCK, n)) for i in range(0, n, gpt2.QUERY_BLOCK)]
+
+
+def run_mlp(resid_mid, block, hparams):  # [n, e] -> [n, 4e], [n, e]
+    """Return the activations of the MLP's neurons, and the residual stream after it."""
+    y = gpt2.layer_norm(resid_mid, **block["ln_2"], eps=hparams["layer_norm_epsilon"])
+    neurons = gpt2.gelu(gpt2.linear(y, **block["mlp"]["c_fc"]))
+    return neurons, resid_mid + gpt2.linear(neurons, **block["mlp"]["c_proj"])
+
+
+def run_block(x, block, hparams):  # [n, e] -> [n, e]
+    """Return the residual stream after a block, without a trace and faster."""
+    y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
+    (cache,) = gpt2.new_cache(len(x), {**hparams, "n_layer": 1})
+    attn = gpt2.mha(y, **block["attn"], n_head=hparams["n_head"], cache=cache, n_past=0)
+    return run_mlp(x + attn, block, hparams)[1]
+
+
+def run_with_trace(ids, params, hparams):
+    """Yield a BlockTrace for each block of the pass that gpt2.gpt2 makes over these [n] ids."""
+    x = params["wte"][ids] + params["wpe"][: len(ids)]  # [n] -> [n, e]
+    for block in params["blocks"]:
+        trace = BlockTrace(x, block, hparams)
+        yield trace
+        x = trace.resid_post
+
+
+def residual_streams(traces, rows=slice(None)):
+    """Return {step: residual stream [n, e], or these rows of it} after each half block."""
+    streams = {}
+    for i, trace in enumerate(traces):
+        streams.setdefault("embedding", trace.resid_pre[rows])  # of the first block
+        streams[f"block {i} attention"] = trace.resid_mid[rows]
+        streams[f"block {i} MLP"] = trace.resid_post[rows]
+    return streams
+
+
+def unembed(x, params, hparams):  # [n, e] -> [n, n_vocab]
+    """Return the logits of a residual stream, as gpt2.gpt2 does after the last block."""
+    x = gpt2.layer_norm(x, **params["ln_f"], eps=hparams["layer_norm_epsilon"])
+    return x @ params["wte"].T
+
+
+def top(x, n):  # [..., m] -> [..., n]
+    """Return the indices of the n largest numbers of each row, the largest first."""
+    indices = np.argpartition(x, -n, axis=-1)[..., -n:]
+    order = np.argsort(-np.take_along_axis(x, indices, -1), axis=-1, kind="stable")
+    return np.take_along_axis(indices, order, -1)
+
+
+def logit_lens(x, params, hparams, ids=None):  # [m, e] -> ids and probabilities, both [m, c]
+    """Return the 5 best tokens, or ids [m, c], if the model ended here: nostalgebraist 2020."""
+    best, p = [], []
+    for rows in row_groups(len(x)):
+        logits = unembed(x[rows], params, hparams)
+        best.append(top(logits, min(5, logits.shape[1])) if ids is None else ids[rows])
+        p.append(np.take_along_axis(gpt2.softmax(logits), best[-1], -1))
+    return np.concatenate(best), np.concatenate(p)
+
+
+def next_token(logits, next_id, fits):  # [n_vocab] -> {name: array}
+    """Return what may come after a position.
+
+    candidates: the 10 most likely tokens; the last gives way to next_id, the token that does come,
+    if that is known and not among them. log_sum_exp: a probability is exp(logit - log_sum_exp).
+    best: more of the most likely tokens. All others are counted in bins, by how far their logits
+    are below the last of these. bin_means: where in a bin their mean is, from 0 to 255.
+    """
+    best = top(logits, min(fits["best"], len(logits)))
+    candidates = best[: data.N_CANDIDATES].copy()
+    if next_id is not None and next_id not in candidates:
+        candidates[-1] = next_id
+    largest, smallest = logits[best[0]], logits[best[-1]]
+    distances = (smallest - np.delete(logits, best)) * fits["bins"]
+    bins = np.minimum(distances, data.N_BINS - 1).astype(np.int64)
+    bin_counts = np.bincount(bins, minlength=data.N_BINS)
+    bin_means = np.bincount(bins, distances - bins, data.N_BINS) / np.maximum(bin_counts, 1)
+    return {
+        "candidates": candidates,
+        "candidate_logits": logits[candidates],
+        "log_sum_exp": np.log(np.exp(logits - largest).sum()) + largest,
+        "best": best,
+        "best_logits": logits[best],
+        "bin_counts": bin_counts,
+        "bin_means": np.minimum(bin_means * 256, 255).astype(np.uint8),
+    }
+
+
+def direct_logit_attribution(ids, at, candidates, traces, params, hparams):
+    """Return what each part of the model contributes to the logits of candidates [m, c].
+
+    A logit is the product of the last stream, normalised, with a token's embedding. The stream is a
+    sum; so with the last layer norm's scale as it was, the logit is the sum of a product for each
+    part: Elhage et al. 2021. at: m positions, a slice. -> [m, c + 1, parts]: token embedding, that
+    of the position, each block's heads and MLP, all biases. The last candidate: the mean token.
+    """
+    wte, ln_f = params["wte"], params["ln_f"]
+    x = traces[-1].resid_post[at]
+    mean_token = np.broadcast_to(wte.mean(0), (len(x), 1, x.shape[1]))
+    tokens = np.concatenate([wte[candidates], mean_token], 1)  # [m, c + 1, e]
+    # Normalise the other factor instead of each part: the product is the same.
+    direction = tokens * ln_f["g"]
+    direction -= direction.mean(-1, keepdims=True)
+    direction /= np.sqrt(x.var(-1) + hparams["layer_norm_epsilon"])[:, None, None]
+
+    def contribution(part):  # [m, e] or [e] -> [m, c + 1, 1]
+        return direction @ np.broadcast_to(part, x.shape)[..., None]
+
+    parts = [contribution(wte[ids[at]]), contribution(params["wpe"][: len(ids)][at])]
+    biases = tokens @ ln_f["b"][:, None]
+    for block, trace in zip(params["blocks"], traces):
+        attn_bias, mlp_bias = block["attn"]["c_proj"]["b"], block["mlp"]["c_proj"]["b"]
+        heads = trace.z[:, at] @ split_output(block, hparams)  # [h, m, e]
+        mlp = trace.resid_post[at] - trace.resid_mid[at] - mlp_bias
+        parts += [direction @ heads.transpose(1, 2, 0), contribution(mlp)]
+        biases = biases + contribution(attn_bias + mlp_bias)
+    return np.concatenate([*parts, biases], -1)
+
+
+def split_output(block, hparams):  # -> [h, d, e]
+    """Return the rows of attention's output matrix that belong to each head."""
+    w = block["attn"]["c_proj"]["w"]
+    return w.reshape(hparams["n_head"], -1, w.shape[1])
+
+
+def ablate_parts(traces, whole_layers, params, hparams):
+    """Yield the last residual stream [n, e] of a pass without a part, for one part after another.
+
+    The parts: each block's heads (or with whole_layers its attention as a whole) and its MLP. An
+    ablated part adds nothing, at any position. What comes before it is not computed again.
+    """
+    for i, (block, trace) in enumerate(zip(params["blocks"], traces)):
+        if whole_layers:
+            mids = [trace.resid_pre]
+        else:
+            heads = zip(trace.z, split_output(block, hparams))
+            mids = [trace.resid_mid - z @ w for z, w in heads]
+        streams = [run_mlp(resid_mid, block, hparams)[1] for resid_mid in mids]
+        for x in [*streams, trace.resid_mid]:  # the last one is without the MLP
+            for later in params["blocks"][i + 1 :]:
+                x = run_block(x, later, hparams)
+            yield x
+
+
+def top_neurons(neurons, block, n_best):  # [n, 4e] -> three times [n, n_best]
+    """Return the neurons that add most: indices, activations, and the lengths of what they add."""
+    lengths = np.abs(neurons) * np.linalg.norm(block["mlp"]["c_proj"]["w"], axis=1)
+    indices = top(lengths, min(n_best, neurons.shape[1]))
+    activations = np.take_along_axis(neurons, indices, -1)
+    return indices, activations, np.take_along_axis(lengths, indices, -1)
+
+
+def promoted_tokens(indices, params):  # [n_layer, n, n_best] -> {name: array}
+    """Return the tokens that neurons make more likely, and block * 4e + index of these neurons.
+
+    A neuron adds its row of c_proj, which is read like the last stream: Geva et al. 2022. If there
+    are too many neurons, those that add most come first.
+    """
+    numbers, tokens = [], []
+    for i, (block, strongest) in enumerate(zip(params["blocks"], indices)):
+        w = block["mlp"]["c_proj"]["w"]  # [4e, e]
+        chosen = list(dict.fromkeys(strongest.T.ravel().tolist()))  # each neuron once
+        chosen = sorted(chosen[: max(1, data.MAX_PROMOTING // len(indices))])
+        numbers += [i * len(w) + neuron for neuron in chosen]
+        added = (w[chosen] - w[chosen].mean(-1, keepdims=True)) * params["ln_f"]["g"]
+        for rows in row_groups(len(added)):
+            logits = added[rows] @ params["wte"].T
+            tokens.append(top(logits, min(5, logits.shape[1])))
+    return {"promoting_neurons": np.array(numbers), "promoted_tokens": np.concatenate(tokens)}
+
+
+def record(ids, n_prompt, next_id, params, hparams):
+    """Return {name: array} for the page, and what fits into it (see data.what_fits).
+
+    ids: the text, of which the first n_prompt are the prompt. next_id: what followed it, or None.
+    """
+    fits = data.what_fits(len(ids), n_prompt, hparams)
+    traces, blocks, positions = [], [], []
+    for trace, block in zip(run_with_trace(ids, params, hparams), params["blocks"]):
+        blocks.append(record_block(trace, block, fits, hparams))
+        del trace.q, trace.k, trace.v, trace.pattern, trace.neurons  # they would fill the memory
+        traces.append(trace)
+    streams = list(residual_streams(traces).values())
+    next_ids = [*ids[1:], next_id]
+    for rows in row_groups(len(ids)):
+        logits = unembed(streams[-1][rows], params, hparams)
+        positions += [next_token(*pair, fits) for pair in zip(logits, next_ids[rows])]
+    arrays = {**stack(blocks), **stack(positions)}
+    arrays["prompt_logits"] = unembed(streams[-1][[n_prompt - 1]], params, hparams)[0]
+    steps = [streams[step][fits["lens"]] for step in fits["steps"]]
+    lens = [logit_lens(x, params, hparams) for x in tqdm(steps, "lens", delay=1, disable=None)]
+    arrays["lens_ids"] = np.stack([best for best, _ in lens])
+    arrays["lens_p"] = data.quantize_root(np.stack([p for _, p in lens]), np.uint16)
+    arrays["resid_norms"] = np.stack([np.linalg.norm(x, axis=-1) for x in streams])
+    added = (after - before for before, after in pairwise(streams))
+    arrays["added_norms"] = np.stack([np.linalg.norm(x, axis=-1) for x in added])
+    arrays |= promoted_tokens(arrays["top_neurons"], params)
+    at = fits["attribution"]
+    candidates = arrays["candidates"][at]
+    contributions = direct_logit_attribution(ids, at, candidates, traces, params, hparams)
+    arrays["attribution"] = np.round(contributions * 2.0**20) / 2.0**20  # zeros can be compressed
+    if fits["passes"]:
+        passes = ablate_parts(traces, fits["whole_layers"], params, hparams)
+        passes = tqdm(passes, "ablation", fits["passes"], delay=1, disable=None)
+        p = [logit_lens(x[at], params, hparams, candidates)[1] for x in passes]
+        arrays["ablation"] = data.quantize_root(np.stack(p), np.uint16)  # [parts, m, c]
+    return arrays, fits
+
+
+def record_block(trace, block, fits, hparams):
+    """Return {name: array} of what the page holds about a block."""
+    qk = np.stack([trace.q, trace.k])[:, :, fits["qk"]]  # [2, h, m, d]
+    qk_step = np.abs(qk).max(2, keepdims=True) / 127 + 1e-30
+    # Attention to a value of which little is added means little: Kobayashi et al. 2020.
+    norms = np.linalg.norm(trace.v @ split_output(block, hparams), axis=-1)  # [h, n]
+    neurons, activations, lengths = top_neurons(trace.neurons, block, fits["neurons"])
+    return {
+        **data.thin_pattern(trace.pattern[:, fits["pattern"]], fits["strongest"]),
+        "qk": np.round(qk / qk_step).astype(np.int8),
+        "qk_step": qk_step[:, :, 0],
+        "value_norms": data.quantize_root(norms / (norms.max(-1, keepdims=True) + 1e-30)),
+        "top_neurons": neurons,
+        "activations": activations,
+        "neuron_norms": data.quantize_root(lengths / (lengths.max() + 1e-30)),
+    }
+
+
+def stack(rows):
+    """Return a dict of arrays for a list of such dicts: [{"a": [n]}] * m -> {"a": [m, n]}."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,262 @@
+"""The options of train.py: defaults, what a model or an unfinished run brings, what was given."""
+
+import json
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import SMALL, run, run_train
+
+import training.options
+from cli import UsageError
+from training.options import DEFAULTS, parser, resolve_options
+from training.run import Record, Run, checkpoint_path, read_checkpoint
+
+
+def given(*args):
+    return vars(parser().parse_args([*map(str, args)]))
+
+
+def settings(*args):
+    """The options that a run has with these arguments."""
+    options, _ = resolve_options(given(*args))
+    return vars(options)
+
+
+# The defaults
+
+EXPECTED = {
+    "n_layer": 6,
+    "n_head": 4,
+    "n_embd": 256,
+    "n_ctx": 256,
+    "vocab_size": 2048,
+    "tokenizer": None,
+    "init_from": None,
+    "models_dir": "models",
+    "dtype": "float32",
+    "batch_size": 12,
+    "iterations": 600,
+    "minutes": None,
+    "learning_rate": 0.004,
+    "warmup": 0.05,
+    "dropout": 0.1,
+    "weight_decay": 0.1,
+    "optimizer": "muon",
+    "eval_interval": 100,
+    "seed": 0,
+    "threads": os.cpu_count(),
+    "val_fraction": 0.1,
+    "lowercase": False,
+    "stopwords": [],
+    "literal_endoftext": False,
+    "merge_dropout": 0,
+}
+
+
+def test_a_run_has_the_defaults_that_help_states(tmp_path):
+    found = settings("text.txt", "--out", tmp_path)
+    expected = {**EXPECTED, "models_dir": os.path.abspath("models")}
+    assert found == {"text": [os.path.abspath("text.txt")], **expected}
+    helped = {action.dest: action.help for action in parser()._actions}
+    for name, value in EXPECTED.items():
+        if value is None or value is False or value == []:
+            assert "(" not in helped[name], name
+        elif name == "threads":
+            assert helped[name] == "(one per core)"
+        else:
+            assert re.findall(r"\(([^ ;)]*)", helped[name])[0] == str(value), name
+    assert "; 0.0004 with --init_from" in helped["learning_rate"]
+    assert DEFAULTS.keys() == found.keys()
+
+
+def test_what_is_not_given_is_not_there():
+    assert given() == {}
+    assert given("a", "b", "--lowercase", "--minutes", "2") == {
+        "text": ["a", "b"],
+        "lowercase": True,
+        "minutes": 2.0,
+    }
+
+
+# Paths
+
+
+def test_paths_become_absolute(unbroken, tmp_path, monkeypatch):
+    (tmp_path / "words").write_text("the and")
+    shutil.copytree(unbroken[0], tmp_path / "mine" / "model")
+    monkeypatch.chdir(tmp_path)
+    args = "text.txt", "-", "HTTP://host/text", "--out", "out", "--models_dir", "mine"
+    found = settings(*args, "--tokenizer", "mine/model", "--stopwords", "words")
+    assert found["text"] == [str(tmp_path / "text.txt"), "-", "HTTP://host/text"]
+    assert found["models_dir"] == str(tmp_path / "mine")
+    assert found["tokenizer"] == str(tmp_path / "mine" / "model")
+    assert found["stopwords"] == ["the", "and"]  # so that the file is no longer needed
+    assert settings(*args, "--tokenizer", "model")["tokenizer"] == "model"  # a name
+    found = settings(*args, "--init_from", "./mine/model")
+    assert found["init_from"] == str(tmp_path / "mine" / "model")
+    monkeypatch.chdir(tmp_path / "mine" / "model")
+    found = settings("text.txt", "--out", "out", "--tokenizer", ".")
+    assert found["tokenizer"] == str(tmp_path / "mine" / "model")
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--out", "m"], "which text?"),
+        (["--out", "m", "--resume"], "m holds no unfinished run"),
+        (["t", "--out", "m", "--n_embd", "10", "--n_head", "4"], "--n_embd 10 is not divisible"),
+        (["t", "--out", "m", "--init_from", "124M", "--n_layer", "3"], "--n_layer comes from"),
+        (["t", "--out", "m", "--init_from", "124M", "--tokenizer", "x"], "--tokenizer comes from"),
+        (["t", "--out", "m", "--tokenizer", "x", "--vocab_size", "300"], "--vocab_size comes from"),
+    ],
+)
+def test_options_that_do_not_fit_together(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        resolve_options(given(*args))
+
+
+def test_a_model_is_loaded_once_and_handed_on(unbroken, monkeypatch):
+    calls, load = [], training.options.load_encoder_hparams_and_params
+    monkeypatch.setattr(
+        training.options,
+        "load_encoder_hparams_and_params",
+        lambda *args: calls.append(args) or load(*args),
+    )
+    args = "--out", "out", "--init_from", unbroken[0]
+    options, (encoder, hparams, params) = resolve_options(given(*args))
+    assert len(calls) == 1 and hparams["training"]["text"] == options.text
+    with pytest.raises(ValueError, match="has a context of 16 tokens: --n_ctx 17 is more"):
+        resolve_options(given(*args, "--n_ctx", "17"))
+
+
+# What comes from a model or from an unfinished run
+
+
+def begin(out, options):
+    """Leave the checkpoint of an unfinished run."""
+    checkpoint_path(out).parent.mkdir(parents=True)
+    vectors = SimpleNamespace(**{name: np.zeros(3, np.float32) for name in "wmv"})
+    Run(out, None, None, vectors, Record(options)).save_checkpoint()
+
+
+def test_an_unfinished_run_goes_on_with_its_options(unbroken, text, tmp_path):
+    args = text, "--out", tmp_path / "out", *SMALL
+    options = settings(*args)
+    begin(tmp_path / "out", options)
+    assert settings("--out", tmp_path / "out", "--resume") == options
+    found = settings("--out", tmp_path / "out", "--resume", "--iterations", "99", "--dropout", "0")
+    assert found == {**options, "iterations": 99, "dropout": 0}
+    for change, word in (
+        (["--lowercase"], "lowercase"),
+        (["--stopwords", text], "stopwords"),
+        (["--literal_endoftext"], "literal_endoftext"),
+        (["--val_fraction", "0.2"], "val_fraction"),
+        (["--merge_dropout", "0.1"], "merge_dropout"),
+        (["--dtype", "float16"], "dtype"),
+        (["--seed", "1"], "seed"),
+        (["--optimizer", "adamw"], "optimizer"),
+        (["--n_layer", "2"], "n_layer"),
+        (["--n_head", "4"], "n_head"),
+        (["--n_embd", "32"], "n_embd"),
+        (["--n_ctx", "8"], "n_ctx"),
+        (["--vocab_size", "301"], "vocab_size"),
+        (["--tokenizer", unbroken[0]], "vocab_size, tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=f"--resume needs the same {word} as before"):
+            settings("--out", tmp_path / "out", "--resume", *change)
+    with pytest.raises(ValueError, match="needs the same text as before"):
+        settings("other", "--out", tmp_path / "out", "--resume")
+
+
+@pytest.mark.parametrize("option", ["--init_from", "--tokenizer"])
+def test_a_run_goes_on_with_the_model_that_it_began_with(option, models_dir, text, tmp_path):
+    shutil.copytree(models_dir / "tiny", tmp_path / "other")
+    out = "--out", tmp_path / "out"
+    options = settings(text, *out, option, models_dir / "tiny")
+    assert options[option[2:]] == str(models_dir / "tiny") and options["vocab_size"] is None
+    begin(tmp_path / "out", options)
+    assert read_checkpoint(tmp_path / "out")[1].settings == options
+    assert settings(*out, "--resume") == options
+    with pytest.raises(ValueError, match=f"--resume needs the same {option[2:]} as before"):
+        settings(*out, "--resume", option, tmp_path / "other")
+
+
+def test_options_are_kept_beside_the_model_and_evaluate_follows_them(text, tmp_path):
+    (tmp_path / "words").write_text("the and")
+    (tmp_path / "Text").write_text(text.read_text(encoding="utf-8").title() + "<|endoftext|>")
+    text = tmp_path / "Text"
+    args = "--lowercase", "--stopwords", "words", "--literal_endoftext", "--seed", "3", *SMALL
+    done = run_train(text, "--out", "out", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "text": [str(text)],
+        "lowercase": True,
+        "stopwords": ["the", "and"],
+        "literal_endoftext": True,
+        "tokenizer": None,
+        "seed": 3,
+        "n_layer": 1,
+        "optimizer": "muon",
+        "iterations": 44,
+        "learning_rate": 4e-3,
+    }
+    found = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert found.items() >= expected.items() and found.keys() == DEFAULTS.keys()
+    # The same again, from what is said there: the figures are those of the run.
+    measured = run("evaluate.py", text, "--val_fraction", "0.1", "--model_size", tmp_path / "out")
+    assert measured.returncode == 0 and done.stdout.encode().endswith(b"\n" + measured.stdout)
+    said = b"the text is measured in lower case and without the, and, as the model has learned it"
+    assert said in measured.stderr
+
+
+def test_a_model_is_trained_further_with_the_options_of_its_training(text, tmp_path):
+    (tmp_path / "words").write_text("the and")
+    first = "--lowercase", "--stopwords", "words", "--val_fraction", "0.2", "--dropout", "0.3"
+    other = "--optimizer", "adamw", "--weight_decay", "0.2", "--dtype", "float16"
+    done = run_train(text, "--out", "one", *first, *other, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "words").unlink()
+    n_tokens = re.search(r"([\d,]+ tokens to train on, [\d,]+) to validate", done.stdout)[1]
+    args = "--out", tmp_path / "two", "--init_from", tmp_path / "one"
+    found = settings(*args)
+    assert found == {
+        **DEFAULTS,
+        **dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size")),
+        "text": [str(text)],
+        "stopwords": ["the", "and"],
+        "lowercase": True,
+        "val_fraction": 0.2,
+        "batch_size": 6,
+        "n_ctx": 16,
+        "dropout": 0.3,
+        "weight_decay": 0.2,
+        "optimizer": "adamw",
+        "dtype": "float16",
+        "learning_rate": 4e-4,
+        "init_from": str(tmp_path / "one"),
+        "models_dir": os.path.abspath("models"),
+        "threads": os.cpu_count(),
+    }
+    assert settings(*args, "--dropout", "0") == {**found, "dropout": 0}
+    done = run_train("--out", tmp_path / "three", *args[2:], "--iterations", "5", cwd=tmp_path)
+    assert done.returncode == 0 and n_tokens in done.stdout, done.stderr
+    for words in '"text": ["-"], ', "":  # nothing that could be read again
+        (tmp_path / "one" / "training.json").write_text("{" + words + '"lowercase": true}')
+        with pytest.raises(UsageError, match="which text?"):
+            settings(*args)
+
+
+def test_a_damaged_training_json_is_refused(unbroken, tmp_path, text):
+    shutil.copytree(unbroken[0], tmp_path / "model")
+    for content in '{"lowercase": 1}', '{"stopwords": "the"}', '{"stopwords": [1]}', "[]", "{":
+        (tmp_path / "model" / "training.json").write_text(content)
+        with pytest.raises(ValueError, match="training.json: "):
+            settings("--out", tmp_path / "out", "--init_from", tmp_path / "model")

@@ -1,0 +1,530 @@
+"""A run on the disk: how it begins, is kept, goes on after a kill, and ends."""
+
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NOISY, SMALL, curve, run, run_train, train_command
+
+import train
+import training.run
+from encoder import learn_bpe
+from evaluate import window_losses
+from model_files.directory import flatten, load_model
+from model_files.safetensors import write_safetensors
+from training.options import parser, resolve_options
+from training.run import checkpoint_path, init_params, lock_run, read_checkpoint
+
+
+def open_run(*args):
+    """The run that train.py opens with these arguments."""
+    given = vars(parser().parse_args([*map(str, args)]))
+    return training.run.open_run(
+        given["out"], *resolve_options(given), "resume" in given, "overwrite" in given
+    )
+
+
+def whole(directory):
+    """The files in a directory, but for the lock and what a kill has left half written."""
+    paths = [path for path in directory.iterdir() if path.name != "lock"]
+    return {path.name: path.read_bytes() for path in paths if path.suffix != ".tmp"}
+
+
+# A beginning
+
+
+def test_initial_parameters_are_those_of_gpt2():
+    hparams = {"n_vocab": 300, "n_ctx": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    params = init_params(hparams, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    for name, x in flatten(params).items():  # in this order, so that a seed stands for one model
+        assert x.dtype == np.float32
+        if x.ndim == 2:
+            std = 0.02 / math.sqrt(6) if "c_proj" in name else 0.02
+            assert np.array_equal(x, rng.standard_normal(x.shape, np.float32) * np.float32(std))
+            assert x.std() == pytest.approx(std, rel=0.1), name
+        else:
+            assert (x == (".ln_" in f".{name}" and name.endswith("weight"))).all(), name
+    assert [*params] == ["wte", "wpe", "blocks", "ln_f"] and len(params["blocks"]) == 3
+
+
+def test_a_run_begins_with_the_text_as_ids(text, tmp_path):
+    run = open_run(text, "--out", tmp_path / "out", *NOISY)
+    record, encoder = run.record, run.encoder
+    assert sorted(whole(tmp_path / "out" / "training")) == [
+        "checkpoint.safetensors",
+        "merges.txt",
+        "tokens.bin",
+        "vocab.json",
+    ]
+    train_ids, val_ids = run.read_ids()
+    assert (len(train_ids), len(val_ids)) == (record.n_noisy + record.n_train, record.n_val)
+    content, n_train = text.read_bytes(), record.n_train
+    cut = int(len(content) * 0.9)
+    assert val_ids.tolist() == encoder.encode_bytes(content[cut:])
+    assert train_ids[-n_train:].tolist() == encoder.encode_bytes(content[:cut])
+    assert encoder.decode_bytes(train_ids.tolist()) == content[:cut] * 16
+    assert run.hparams == {
+        "n_vocab": encoder.n_vocab,
+        "n_ctx": 16,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_layer": 1,
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_ids": [encoder.eot],
+    }
+    assert (record.step, record.seconds, record.best, record.log) == (0, 0, math.inf, [])
+    initial = flatten(init_params(run.hparams, np.random.default_rng(0)))
+    for name, x in flatten(run.optimizer.params).items():
+        assert np.array_equal(x, initial[name])
+    assert len(run.optimizer.g) == 2 and run.optimizer.by_muon and run.optimizer.decay == 0.1
+
+
+def test_a_run_may_start_from_another_model(unbroken, text, tmp_path):
+    args = text, "--out", tmp_path / "out", "--init_from", unbroken[0], "--n_ctx"
+    run = open_run(*args, "8")
+    vocabulary, hparams, params = load_model(unbroken[0])
+    assert run.encoder.vocabulary == vocabulary and run.hparams == hparams
+    expected = flatten(params)
+    assert all(np.array_equal(x, expected[n]) for n, x in flatten(run.optimizer.params).items())
+    assert sorted(whole(tmp_path / "out" / "training")) == ["checkpoint.safetensors", "tokens.bin"]
+    assert open_run(*args, "16", "--overwrite").hparams["n_ctx"] == 16
+
+
+def test_a_text_that_is_too_short_leaves_nothing(tmp_path):
+    (tmp_path / "short").write_text("to be or not to be" * 2)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="short: too short: .* a sequence takes 17"):
+        open_run(tmp_path / "short", "--out", out, *SMALL, "--vocab_size", "270")
+    assert whole(out / "training") == {}
+    (tmp_path / "bytes").write_text("to be or not to be, to")  # 22 of them, each a token
+    args = tmp_path / "bytes", "--out", out, *SMALL, "--vocab_size", "257", "--val_fraction"
+    with pytest.raises(ValueError, match="bytes: too short: 16 tokens to train on, 6 to validate"):
+        open_run(*args, "0.25")
+    assert open_run(*args, "0.2").record.n_train == 17
+    with pytest.raises(ValueError, match="bytes: too short: 21 tokens to train on, 1 to validate"):
+        open_run(*args, "0.04", "--overwrite")
+
+
+# What is kept
+
+
+@pytest.fixture
+def opened(text, tmp_path):
+    """-> a run, and the arguments that open it"""
+    args = text, "--out", tmp_path / "out", *SMALL
+    return open_run(*args), args
+
+
+def test_a_checkpoint_brings_back_all_of_a_run(opened):
+    run, args = opened
+    rng = np.random.default_rng(0)
+    for name in "wmv":
+        getattr(run.optimizer, name)[...] = rng.standard_normal(run.optimizer.w.shape)
+    run.record.step, run.record.seconds, run.record.best = 7, 1.5, 2.5
+    run.record.log = [[7, 1.5, 3.0, 2.5]]
+    run.save_checkpoint()
+    again = open_run(*args, "--resume")
+    for name in "wmv":
+        assert np.array_equal(getattr(again.optimizer, name), getattr(run.optimizer, name))
+    params = flatten(run.optimizer.params)
+    assert all(np.array_equal(x, params[n]) for n, x in flatten(again.optimizer.params).items())
+    assert again.record == run.record and again.hparams == run.hparams
+    assert again.encoder.vocabulary[:2] == run.encoder.vocabulary[:2]
+    alone = open_run("--out", args[2], "--resume", "--iterations", "99")  # the rest is known
+    assert alone.record.settings == {**run.record.settings, "iterations": 99}
+
+
+def test_what_is_not_a_checkpoint_is_refused(opened):
+    run, args = opened
+    path = checkpoint_path(run.out)
+    vectors, _ = read_checkpoint(run.out)
+    damaged = path.read_bytes()[:-1]
+    for record in b"", b"{}", b'{"step": 1}':
+        write_safetensors(path, {**vectors, "run": np.frombuffer(record or b"0", np.uint8)})
+        if not record:
+            write_safetensors(path, vectors)
+        with pytest.raises(ValueError, match="checkpoint.safetensors is not a checkpoint of train"):
+            open_run(*args, "--resume")
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="checkpoint.safetensors: cut off"):
+        open_run(*args, "--resume")
+
+
+def test_the_best_model_so_far_is_kept_and_every_row_of_the_log(opened):
+    run, _ = opened
+    for step, val_loss, kept in (1, 5.0, 5.0), (2, 4.0, 4.0), (3, 4.5, 4.0), (4, 3.0, 3.0):
+        run.record.step, run.record.seconds = step, step / 4
+        run.optimizer.w[...] = val_loss
+        run.log(6.0, val_loss)
+        run.save("float32")
+        vocabulary, hparams, params = load_model(run.out)
+        assert (
+            vocabulary[:2] == run.encoder.vocabulary[:2] and hparams.items() >= run.hparams.items()
+        )
+        assert all((x == kept).all() for x in flatten(params).values())
+        saved, record = read_checkpoint(run.out)
+        assert (saved["w"] == val_loss).all() and record.best == kept
+    assert (Path(run.out) / "log.csv").read_text().splitlines() == [
+        "step,seconds,loss,validation_loss",
+        "1,0.2,6.000000,5.000000",
+        "2,0.5,6.000000,4.000000",
+        "3,0.8,6.000000,4.500000",
+        "4,1.0,6.000000,3.000000",
+    ]
+
+
+def test_a_model_that_cannot_be_written_is_not_the_best_for_the_checkpoint(opened, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    run, args = opened
+    for val_loss in 5.0, 4.0:
+        run.record.step += 1
+        run.log(6.0, val_loss)
+        if val_loss == 4.0:
+            monkeypatch.setattr(training.run, "save_model", full)
+            with pytest.raises(OSError, match="No space left"):
+                run.save("float32")
+        else:
+            run.save("float32")
+    again = open_run(*args, "--resume")  # and it comes to the same model once more
+    assert (again.record.step, again.record.best) == (1, 5.0)
+
+
+def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_path, monkeypatch):
+    run, args = opened
+    with pytest.raises(ValueError, match="holds an unfinished run: --resume it or --overwrite it"):
+        open_run(*args)
+    run.record.step = 7
+    run.save_checkpoint()
+    assert open_run(*args, "--overwrite").record.step == 0
+    with pytest.raises(ValueError, match="holds a model: give another --out, or --overwrite"):
+        open_run(text, "--out", unbroken[0], *SMALL)
+    assert open_run(text, "--out", tmp_path / "new", *SMALL, "--resume")  # nothing there
+    monkeypatch.setattr(training.run, "init_params", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # the text is replaced: what was trained on it goes, too
+        open_run(*args, "--overwrite")
+    assert "checkpoint.safetensors" not in whole(Path(run.out) / "training")
+
+
+def test_the_held_out_text_is_the_end_of_the_ids_and_both_are_mapped(opened):
+    run, _ = opened
+    train_ids, val_ids = run.read_ids()
+    ids = np.fromfile(training.run.ids_path(run.out), np.uint16)
+    n_val = run.record.n_val
+    assert n_val > 100 and len(ids) == run.record.n_train + n_val
+    assert val_ids.tolist() == ids[-n_val:].tolist()
+    assert train_ids.tolist() == ids[:-n_val].tolist()
+    assert isinstance(train_ids, np.memmap) and isinstance(val_ids, np.memmap)
+
+
+def test_each_file_is_replaced_as_a_whole(opened):
+    """A new file under the old name, so that a reader finds one or the other."""
+    run, _ = opened
+    names = "log.csv", "training.json", "config.json", "model.safetensors"
+    numbers = []
+    for val_loss in 5.0, 4.0:
+        run.log(6.0, val_loss)
+        run.save("float32")
+        numbers.append([(Path(run.out) / name).stat().st_ino for name in names])
+    assert all(first != second for first, second in zip(*numbers))
+
+
+def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
+    run, _ = opened
+    work = Path(run.out) / "training"
+    (work / "notes").write_text("of somebody else")
+    (work / "piped-text-0").write_text("a pipe's")
+    with lock_run(run.out):
+        assert (work / "lock").exists()
+    assert sorted(whole(work)) == [
+        "checkpoint.safetensors",
+        "merges.txt",
+        "notes",
+        "tokens.bin",
+        "vocab.json",
+    ]
+    with lock_run(run.out):
+        (work / "checkpoint.safetensors").unlink()
+    assert [*whole(work)] == ["notes"]
+    (work / "notes").unlink()
+    with lock_run(run.out):
+        pass
+    assert list(Path(run.out).iterdir()) == []
+
+
+def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
+    """tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what a kill left half
+    written."""
+    vocabulary = learn_bpe(["low lower lowest " * 9], 280).vocabulary
+    merges = [list(pair) for pair in vocabulary.merges]
+    tokenizer = {
+        "model": {"type": "BPE", "vocab": vocabulary.ids, "merges": merges},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": [],
+    }
+    (tmp_path / "tok").mkdir()
+    for name, content in (
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("special_tokens_map.json", {}),
+    ):
+        (tmp_path / "tok" / name).write_text(json.dumps(content))
+    out = tmp_path / "out"
+    with lock_run(out):
+        run = open_run(text, "--out", out, "--tokenizer", tmp_path / "tok", *SMALL[:8])
+        assert {*whole(out / "training")} > {path.name for path in (tmp_path / "tok").iterdir()}
+        (out / "training" / "checkpoint.safetensors.tmp").touch()
+        (out / "training" / "vocab.json.tmp").touch()
+        checkpoint_path(out).unlink()
+    assert not out.exists() and run.encoder.vocabulary.merges == vocabulary.merges
+
+
+def test_one_training_at_a_time_writes_into_a_directory(tmp_path):
+    out = tmp_path / "a" / "b" / "out"
+    with lock_run(out):
+        refused = pytest.raises(ValueError, match="out: another training is writing there")
+        with refused, lock_run(out):
+            pytest.fail("two")
+        assert (out / "training" / "lock").exists()
+        with lock_run(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ZeroDivisionError), lock_run(out):
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_ids_of_another_length_are_refused(opened):
+    run, _ = opened
+    path = training.run.ids_path(run.out)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="tokens.bin is damaged; use --overwrite to start over"):
+        run.read_ids()
+
+
+# A run that is killed
+
+
+def wait_until(seen):
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not seen():
+        time.sleep(0.002)
+
+
+def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
+    rng, out = random.Random(int(os.environ.get("GPT2_SEED", 0))), tmp_path / "killed"
+    args = [text, "--out", out, *NOISY]
+    resumed_at = []
+    for rows in 1, 2, 4:  # evaluations to wait for, and a moment more
+        process = subprocess.Popen(train_command(*args), stdout=subprocess.DEVNULL)
+        wait_until(lambda rows=rows: (out / "log.csv").exists() and len(curve(out)) > rows)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        resumed_at.append(len(curve(out)) - 1)
+        args = ["--out", out, "--resume"]  # the rest comes from the run
+    assert 1 <= resumed_at[0] < 5  # there was something to resume, and something left to do
+    done = run_train(*args)
+    assert done.returncode == 0 or "no unfinished run" in done.stderr  # killed after its end
+    assert curve(out) == curve(unbroken[0])
+    weights = "model.safetensors"
+    assert (out / weights).read_bytes() == (unbroken[0] / weights).read_bytes()
+
+
+def test_an_unfinished_run_is_guarded(text, tmp_path):
+    out = tmp_path / "out"
+    work = out / "training"
+    process = subprocess.Popen(
+        train_command(text, "--out", out, *SMALL, "--iterations", "100000"),
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until((out / "log.csv").exists)
+    process.kill()
+    process.wait()
+    files = whole(work)
+    for args, word in (
+        ([text, "--out", out, *SMALL], "unfinished run"),
+        ([text, "--out", out, "--resume", "--optimizer", "adamw"], "optimizer"),
+        ([text, "--out", out, "--resume", "--seed", "5"], "seed"),
+        ([tmp_path / "missing", "--out", out, *SMALL, "--overwrite"], "missing"),
+    ):
+        done = run_train(*args)
+        assert done.returncode == 1 and word in done.stderr and done.stderr.count("\n") == 1
+        assert files == whole(work)
+    for name in "tokens.bin", "checkpoint.safetensors":
+        (work / name).write_bytes(files[name][:-8])
+        done = run_train("--out", out, "--resume")
+        assert done.returncode == 1 and name in done.stderr and done.stderr.count("\n") == 1
+        (work / name).write_bytes(files[name])
+    done = run_train("--out", out, "--resume", "--iterations", "20")  # given again: done by now
+    assert done.returncode == 0 and not work.exists()
+
+
+def test_a_run_goes_on_in_another_directory(unbroken, text, tmp_path):
+    """All paths that it was given are relative, and mean nothing there."""
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "text.txt").write_bytes(text.read_bytes())
+    (start / "words").write_text("the and")
+    shutil.copytree(unbroken[0], start / "mine" / "model")
+    args = ["text.txt", "--out", "a/out", "--init_from", "model", "--models_dir", "mine"]
+    args += ["--stopwords", "words", "--iterations", "100000", "--eval_interval", "5"]
+    process = subprocess.Popen(train_command(*args), cwd=start, stdout=subprocess.DEVNULL)
+    out = start / "a" / "out"
+    wait_until((out / "log.csv").exists)
+    process.kill()
+    process.wait()
+    (start / "words").unlink()
+    args = "--out", "start/a/out", "--resume", "--iterations", "6"
+    done = run_train(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nats per token" in done.stdout and not (out / "training").exists()
+    assert list(tmp_path.iterdir()) == [start]
+
+
+def test_two_trainings_do_not_meet(text, tmp_path):
+    out = tmp_path / "out"
+    args = train_command(text, "--out", out, *SMALL, "--iterations", "100000")
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
+    wait_until((out / "log.csv").exists)
+    for more in [], ["--overwrite"], ["--resume"]:
+        done = run_train(text, "--out", out, *SMALL, *more)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "out: another training is writing there" in done.stderr
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    done = run_train("--out", out, "--resume", "--iterations", "10")  # the lock has gone with it
+    assert done.returncode == 0, done.stderr
+    assert not (out / "training").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(unbroken, text, tmp_path):
+    (tmp_path / "short").write_text("too short")
+    (tmp_path / "binary").write_bytes(b"text " * 1000 + b"\xff")
+    (tmp_path / "bad.jsonl").write_text('{"text": "low"}\n{}')
+    before = sorted(tmp_path.rglob("*"))
+    for args, stdin in (
+        (["missing"], ""),
+        (["short"], ""),
+        (["binary"], ""),
+        (["bad.jsonl"], ""),
+        (["-"], "too short"),
+        (["-", text, "missing"], "text"),
+        ([text, "--init_from", "./nowhere"], ""),
+        ([text, "--tokenizer", "./nowhere"], ""),
+        ([text, "--init_from", unbroken[0], "--n_ctx", "99"], ""),
+        ([text, "--n_embd", "100000000"], ""),  # no memory for that
+    ):
+        out = "--out", "new/models/out"
+        done = run("train.py", *args, *out, cwd=tmp_path, stdin=stdin, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert sorted(tmp_path.rglob("*")) == before, args
+
+
+def test_an_interrupted_last_evaluation_comes_again(text, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr(train, "measure", interrupted)
+    assert train.main([str(text), "--out", str(out), *SMALL]) == 130
+    assert "--resume continues from the last checkpoint" in capsys.readouterr().err
+    rows = curve(out)
+    done = run_train("--out", out, "--resume")
+    assert done.returncode == 0 and "nats per token" in done.stdout, done.stderr
+    assert curve(out) == rows and not (out / "training").exists()
+
+
+# Without a held-out text
+
+
+def test_without_a_held_out_text_the_last_model_is_kept(text, tmp_path):
+    out = tmp_path / "out"
+    args = str(text), "--out", str(out), *SMALL, "--val_fraction", "0"
+    run = open_run(*args)
+    train_ids, val_ids = run.read_ids()
+    assert len(val_ids) == 0 and len(train_ids) == run.record.n_train
+    for step in 1, 2:
+        run.record.step = step
+        run.optimizer.w[...] = step
+        run.log(5.0 + step)
+        run.save("float32")
+        assert all((x == step).all() for x in flatten(load_model(out)[2]).values())
+    assert (out / "log.csv").read_text().splitlines()[1:] == ["1,0.0,6.000000,", "2,0.0,7.000000,"]
+    done = run_train(*args, "--overwrite", "--eval_interval", "25")
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in curve(out)[1:]] == ["10", "20", "25", "30", "40", "44"]
+    assert {row[-1] for row in curve(out)[1:]} == {""} and "nats" not in done.stdout
+    rate = "--iterations", "2", "--learning_rate", "1e38", "--optimizer", "adamw"
+    done = run_train(*args, "--overwrite", *rate)
+    assert done.returncode == 1 and "weights is nan after 2 steps" in done.stderr
+
+
+def test_nothing_is_learned_from_the_held_out_text(tmp_path):
+    """It is poison: other letters, more often than any of the rest."""
+    path = tmp_path / "text"
+    path.write_text("low lower lowest " * 100 + "XYZ XYZ " * 200)
+    share = str(1600 / 3300)
+    args = path, "--out", tmp_path / "out", *SMALL, "--val_fraction", share
+    run = open_run(*args)
+    assert not any("X" in a + b for a, b in run.encoder.vocabulary.merges)
+    train_ids, val_ids = run.read_ids()
+    assert run.encoder.decode(train_ids.tolist()) == "low lower lowest " * 100
+    assert run.encoder.decode(val_ids.tolist()) == "XYZ XYZ " * 200
+
+
+def test_the_vocabulary_is_that_of_the_text_as_it_is_changed(tmp_path):
+    (tmp_path / "text").write_text("LOW the Lower " * 300)
+    (tmp_path / "words").write_text("the")
+    changed = "--lowercase", "--stopwords", tmp_path / "words"
+    run = open_run(tmp_path / "text", "--out", tmp_path / "out", *SMALL, *changed)
+    tokens = [a + b for a, b in run.encoder.vocabulary.merges]
+    assert "low" in tokens and not any("L" in token or "th" in token for token in tokens)
+
+
+def test_an_end_of_text_is_nothing_to_learn_a_vocabulary_from(tmp_path):
+    stories = ["low lower", "lowest low"] * 200
+    (tmp_path / "marked").write_text("<|endoftext|>\n".join(stories), newline="")
+    lines = "\n".join(json.dumps({"text": story}) for story in stories)
+    (tmp_path / "lines.jsonl").write_text(lines)
+    args = "--out", tmp_path / "out", *SMALL, "--overwrite", "--val_fraction", "0"
+    runs = [open_run(tmp_path / name, *args) for name in ("marked", "lines.jsonl")]
+    assert runs[0].encoder.vocabulary == runs[1].encoder.vocabulary
+    tokens = " ".join(runs[0].encoder.vocabulary.ids)
+    assert tokens.count("endoftext") == 1 and "<|e" not in tokens.replace("<|endoftext|>", "")
+    ids = runs[1].read_ids()[0].tolist()
+    assert ids.count(runs[1].encoder.eot) == 399 and "endoftext" not in "".join(stories)
+    literal = open_run(tmp_path / "marked", *args, "--literal_endoftext")
+    assert any("endo" in a + b for a, b in literal.encoder.vocabulary.merges)
+    assert literal.encoder.eot not in literal.read_ids()[0]
+
+
+def test_a_model_that_is_trained_further_keeps_its_epsilon(text, tmp_path, monkeypatch):
+    run = open_run(text, "--out", tmp_path / "one", *SMALL, "--val_fraction", "0")
+    run.hparams["layer_norm_epsilon"] = 0.25
+    run.log(5.0)
+    run.save("float32")
+    (tmp_path / "one" / "training" / "checkpoint.safetensors").unlink()
+    ids, batch = [], train.batch
+    monkeypatch.setattr(train, "batch", lambda *args: ids.append(batch(*args)) or ids[-1])
+    monkeypatch.setattr("sys.stdin", None)
+    args = "--out", tmp_path / "two", "--init_from", tmp_path / "one", "--iterations", 1
+    options = "--dropout", 0, "--learning_rate", 0
+    assert train.main([*map(str, (*args, *options))]) == 0
+    _, hparams, params = load_model(tmp_path / "two")
+    assert hparams["layer_norm_epsilon"] == 0.25
+    nats = [window_losses(row, (0, 1, 17), params, hparams).sum() for row in ids[0]]
+    assert float(curve(tmp_path / "two")[1][1]) == pytest.approx(sum(nats) / 96, rel=1e-4)

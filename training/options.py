@@ -1,0 +1,191 @@
+"""The options of train.py: what they are, and where those that are not given come from."""
+
+import argparse
+import os
+import re
+
+import cli
+from training.corpus import COPIES, TEXT_HELP, is_address, read_stopwords
+from training.run import checkpoint_path, read_checkpoint
+from utils import load_encoder_hparams_and_params
+
+number = cli.number  # number(kind, low, high) is a function that reads and checks a value
+whole, share = number(int, 1), number(float, 0, 1)
+TUNING_RATE = 4e-4  # the learning rate of a model that has learned already
+
+# name: (default, kind, help). kind: a function that reads the value; a list of choices; bool for a
+# flag; or, if any text will do, the name for it in --help. {} in the help stands for the default.
+MODEL = {
+    "n_layer": (6, whole, "layers ({})"),
+    "n_head": (4, whole, "heads, a divisor of n_embd ({})"),
+    "n_embd": (256, whole, "numbers per token ({})"),
+    "n_ctx": (
+        256,
+        whole,
+        "tokens of context ({}); with --init_from: length of the sequences (the model's context)",
+    ),
+    "vocab_size": (2048, number(int, 257), "tokens to learn from the text; 257: bytes only ({})"),
+    "tokenizer": (None, "MODEL", "take this model's vocabulary instead of learning one"),
+    "init_from": (
+        None,
+        "MODEL",
+        "take weights, shape and vocabulary of this model; if train.py made it, also its text and "
+        "the other options that are not given, except those of the schedule",
+    ),
+    "models_dir": ("models", "DIR", "where models are kept ({})"),
+    "dtype": ("float32", ["float32", "float16"], "of the saved weights; float16 takes half ({})"),
+}
+TRAINING = {
+    "batch_size": (12, whole, "sequences per step ({})"),
+    "iterations": (600, whole, "steps of the run ({})"),
+    "minutes": (None, number(float, 0.01), "length of the run, instead of iterations"),
+    "learning_rate": (
+        4e-3,
+        number(float, 0),
+        f"the highest learning rate ({{}}; {TUNING_RATE} with --init_from)",
+    ),
+    "warmup": (0.05, number(float, 1e-6, 1), "part of the run in which the rate rises ({})"),
+    "dropout": (0.1, number(float, 0, 0.99), "part of what a layer adds, left out at random ({})"),
+    "weight_decay": (0.1, number(float, 0), "of matrices ({})"),
+    "optimizer": ("muon", ["muon", "adamw"], "for matrices in blocks ({})"),
+    "eval_interval": (100, whole, "steps between evaluations and checkpoints ({})"),
+    "seed": (0, number(int, 0), "the same seed, threads and iterations give the same run ({})"),
+    "threads": (None, whole, "(one per core)"),
+}
+TEXT = {
+    "val_fraction": (
+        0.1,
+        share,
+        "the end of the text, held out to choose the best model; 0: none, keep the last ({})",
+    ),
+    "lowercase": (False, bool, "train on the text in lower case"),
+    "stopwords": ([], "FILE", "drop the words in this file from the text"),
+    "literal_endoftext": (False, bool, "read <|endoftext|> as ordinary text"),
+    "merge_dropout": (
+        0.0,
+        share,
+        f"train on {COPIES} copies of the text, each split into tokens differently: without this "
+        "part of the merges, then with more and more of them; keeps a long run from learning a "
+        "small text by heart ({:g})",
+    ),
+}
+ROWS = {**MODEL, **TRAINING, **TEXT}
+DEFAULTS = {"text": [], **{name: default for name, (default, _, _) in ROWS.items()}}
+
+SHAPE = ("vocab_size", "n_layer", "n_head", "n_embd")
+# What --init_from takes over from the model's training.json
+INHERITED = ("text", *TEXT, "n_ctx", "batch_size", "dropout", "weight_decay", "optimizer", "dtype")
+# What --resume must not change
+FIXED = ("text", *TEXT, *SHAPE, "n_ctx", "init_from", "tokenizer", "dtype", "seed", "optimizer")
+
+
+def parser():
+    """Return the parser of the command's options. Its result holds only those that were given."""
+    parser = cli.new_parser(
+        "train.py",
+        "Train a GPT from text files, into a Hugging Face model directory that gpt2.py opens.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "text", nargs="*", help=f"{TEXT_HELP}; the last part is held out for validation"
+    )
+    add = parser.add_argument
+    add("--out", metavar="DIR", help="the model directory to write")
+    add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
+    add = parser.add_mutually_exclusive_group().add_argument
+    resume_help = "continue from the last checkpoint in --out, with its options unless given again"
+    add("--resume", action="store_true", help=resume_help)
+    add("--overwrite", action="store_true", help="replace what --out holds")
+    for title, rows in (("model", MODEL), ("training", TRAINING), ("text", TEXT)):
+        group = parser.add_argument_group(title)
+        for name, (default, kind, text) in rows.items():
+            how = {"type": kind}
+            if kind is bool:
+                how = {"action": "store_true"}
+            elif isinstance(kind, list):
+                how = {"choices": kind}
+            elif isinstance(kind, str):
+                how = {"metavar": kind}
+            group.add_argument(f"--{name}", help=text.format(default), **how)
+    return parser
+
+
+def resolve_options(given):
+    """Return the options of a run as a Namespace, and the model that --init_from names, or None.
+
+    given: {name: value} as the parser returns it. In this order, a later one overrides an earlier:
+
+    1. the defaults
+    2. with --resume: the options of the unfinished run; otherwise, with --init_from: those in the
+       model's training.json
+    3. what was given
+
+    UsageError if they do not fit together.
+    """
+    given = dict(given)
+    out = given.pop("out")
+    resume = given.pop("resume", False)
+    given.pop("overwrite", None)
+    unfinished = {}
+    if resume and checkpoint_path(out).exists():
+        unfinished = read_checkpoint(out)[1].settings
+    options = {**DEFAULTS, **unfinished, **given}
+    decided_by = {"init_from": ("tokenizer", *SHAPE), "tokenizer": ("vocab_size",)}
+    for source, names in decided_by.items():
+        for name in names:
+            if options[source] and name in given:
+                raise cli.UsageError(f"--{name} comes from the model that --{source} names")
+    model = None
+    if options["init_from"]:
+        model = load_encoder_hparams_and_params(options["init_from"], options["models_dir"])
+        if not unfinished:
+            defaults = {**DEFAULTS, "learning_rate": TUNING_RATE, "n_ctx": None}
+            options = {**defaults, **inherited(model), **given}
+        options |= dict.fromkeys(SHAPE)  # None stands for the model's own
+    if options["tokenizer"]:
+        options["vocab_size"] = None
+    n_embd, n_head, n_ctx = options["n_embd"], options["n_head"], options["n_ctx"]
+    if not options["text"]:
+        none = f"; {out} holds no unfinished run" if resume else ""
+        raise cli.UsageError(f"which text? give one or more files{none}")
+    if model is None and n_embd % n_head != 0:
+        raise cli.UsageError(f"--n_embd {n_embd} is not divisible by --n_head {n_head}")
+    if model and n_ctx and n_ctx > model[1]["n_ctx"]:
+        has = f"{options['init_from']} has a context of {model[1]['n_ctx']} tokens"
+        raise ValueError(f"{has}: --n_ctx {n_ctx} is more")
+    options = absolute(options)
+    changed = [name for name in FIXED if unfinished and options[name] != unfinished.get(name)]
+    if changed:
+        raise ValueError(f"{out}: --resume needs the same {', '.join(changed)} as before")
+    return argparse.Namespace(**options), model
+
+
+def inherited(model):
+    """Return what a model's training.json says about its text and its training."""
+    _, hparams, _ = model
+    found = {name: x for name, x in hparams["training"].items() if name in INHERITED}
+    if found.get("text") == ["-"]:  # standard input cannot be read again
+        del found["text"]
+    return found
+
+
+def absolute(options):
+    """Return the options with absolute paths, as a run may be resumed from another directory.
+
+    The words of --stopwords replace their file, and threads is a number.
+    """
+    options = dict(options)
+    for name in ("init_from", "tokenizer"):
+        model = options[name] or ""
+        path = os.path.abspath(os.path.expanduser(model))
+        if (model in (".", "..") or re.search(r"[/\\~]", model)) and os.path.isdir(path):
+            options[name] = path
+    options["text"] = [
+        name if name == "-" or is_address(name) else os.path.abspath(name)
+        for name in options["text"]
+    ]
+    options["models_dir"] = os.path.abspath(options["models_dir"])
+    if isinstance(options["stopwords"], str):
+        options["stopwords"] = read_stopwords(options["stopwords"])
+    options["threads"] = options["threads"] or os.cpu_count() or 1
+    return options

@@ -1,0 +1,259 @@
+"""What a run of train.py keeps on disk, and how it is resumed after a kill.
+
+    OUT/                            the best model so far, a model directory
+    OUT/log.csv, OUT/training.json  the loss, step by step; the options of the run
+    OUT/training/tokens.bin         the text as ids
+    OUT/training/vocab.json ...     the vocabulary, unless it is that of --init_from
+    OUT/training/checkpoint...      the optimizer's w, m and v, and the record, as last evaluated
+    OUT/training/lock               locked while a process trains
+
+The directory training/ is removed when the run has ended, or if it could not begin.
+"""
+
+import contextlib
+import json
+import math
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from encoder import get_encoder, learn_bpe
+from model_files.directory import nest, parameter_shapes, save_model
+from model_files.files import try_lock, write_atomic
+from model_files.safetensors import read_safetensors, write_safetensors
+from model_files.vocabulary import FILES, save_vocabulary
+from training import corpus
+from training.optimizer import Optimizer
+from utils import load_encoder
+
+RUN_FILES = ("tokens.bin", "checkpoint.safetensors", *FILES)  # what a run keeps in OUT/training
+
+
+@dataclass
+class Record:
+    """What a checkpoint keeps beside the weights and the optimizer's m and v."""
+
+    settings: dict  # the options of the run
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf  # the lowest validation loss so far
+    log: list = field(default_factory=list)  # [step, seconds, loss, validation loss or None], ...
+    n_noisy: int = 0  # ids of the text's copies with merge dropout, which come first
+    n_train: int = 0  # ids of the text itself
+    n_val: int = 0  # ids of the held-out text, which come last
+
+
+class Run:
+    """A model that is being trained, in the directory out."""
+
+    def __init__(self, out, encoder, hparams, optimizer, record):
+        self.out, self.encoder, self.hparams = str(out), encoder, hparams
+        self.optimizer, self.record = optimizer, record
+
+    def read_ids(self):
+        """Return the ids to train on and those held out, both mapped: they may exceed memory."""
+        path, record = ids_path(self.out), self.record
+        ids = np.memmap(path, corpus.id_type(self.encoder), "r")
+        if len(ids) != record.n_noisy + record.n_train + record.n_val:
+            raise ValueError(f"{path} is damaged; use --overwrite to start over")
+        n = len(ids) - record.n_val
+        return ids[:n], ids[n:]
+
+    def log(self, loss, val_loss=None):
+        """Add a row to the log: the mean loss since the last row, in nats per token."""
+        self.record.log.append([self.record.step, self.record.seconds, loss, val_loss])
+
+    def save(self, dtype):
+        """Save the model, unless an earlier one was better, then the log, then the checkpoint.
+
+        The checkpoint is saved last: a run that is killed earlier continues from the one before,
+        and repeats the steps since.
+        """
+        out = Path(self.out)
+        val_loss = self.record.log[-1][-1]
+        if val_loss is None or val_loss < self.record.best:
+            self.record.best = val_loss
+            out.mkdir(exist_ok=True)
+            with write_atomic(out / "training.json") as file:
+                file.write(json.dumps(self.record.settings, indent=2).encode() + b"\n")
+            params, vocabulary = self.optimizer.params, self.encoder.vocabulary
+            save_model(out, self.hparams, params, vocabulary, dtype)
+        with write_atomic(out / "log.csv") as file:
+            file.write(b"step,seconds,loss,validation_loss\n")
+            for step, seconds, loss, validation in self.record.log:
+                validation = "" if validation is None else f"{validation:.6f}"
+                file.write(f"{step},{seconds:.1f},{loss:.6f},{validation}\n".encode())
+        self.save_checkpoint()
+
+    def save_checkpoint(self):
+        # A safetensors file holds arrays only, so the record becomes an array of bytes.
+        record = np.frombuffer(json.dumps(vars(self.record)).encode(), np.uint8)
+        vectors = {"w": self.optimizer.w, "m": self.optimizer.m, "v": self.optimizer.v}
+        write_safetensors(checkpoint_path(self.out), {**vectors, "run": record})
+
+
+def checkpoint_path(out):
+    return Path(out) / "training" / "checkpoint.safetensors"
+
+
+def ids_path(out):
+    return Path(out) / "training" / "tokens.bin"
+
+
+def read_checkpoint(out):
+    """Return the vectors {"w": ..., "m": ..., "v": ...} and the Record of the last checkpoint."""
+    path = checkpoint_path(out)
+    vectors, record = read_safetensors(path), {}
+    if vectors.keys() == {"w", "m", "v", "run"}:
+        record = json.loads(bytes(vectors.pop("run")))
+    if record.keys() != {x.name for x in fields(Record)}:
+        raise ValueError(f"{path} is not a checkpoint of train.py; use --overwrite to start over")
+    return vectors, Record(**record)
+
+
+@contextlib.contextmanager
+def lock_run(out):
+    """Keep other trainings out of a directory, and clean up afterwards.
+
+    A run that has ended, or could not begin, leaves nothing but its model: no file and no directory
+    that only a run needs.
+    """
+    work = checkpoint_path(out).parent
+    made = [path for path in (work, *work.parents) if not path.exists()]  # try_lock makes them
+    lock = try_lock(work / "lock")
+    if lock is None:
+        raise ValueError(f"{out}: another training is writing there; wait, or use another --out")
+    try:
+        yield
+    finally:
+        leftovers = list(work.glob("piped-text-*"))
+        if not checkpoint_path(out).exists():
+            for name in RUN_FILES:
+                leftovers += [work / name, work / f"{name}.tmp"]
+        for path in leftovers:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        # Remove the lock while it is locked, or another training could lock it in between. Windows
+        # cannot remove an open file.
+        if os.name == "nt":
+            lock.close()
+        with contextlib.suppress(OSError):
+            (work / "lock").unlink()
+        lock.close()
+        with contextlib.suppress(OSError):  # a directory that is not empty stays
+            for path in (work, *made):  # the innermost first
+                if path.exists():
+                    path.rmdir()
+
+
+def open_run(out, options, model, resume=False, overwrite=False):
+    """Return the Run, as of its last checkpoint if it is resumed, otherwise at its beginning.
+
+    options: from resolve_options; model: encoder, hparams and params of --init_from, or None.
+    """
+    if resume and checkpoint_path(out).exists():
+        return resume_run(out, options, model)
+    if checkpoint_path(out).exists() and not overwrite:
+        raise ValueError(f"{out} holds an unfinished run: --resume it or --overwrite it")
+    if (Path(out) / "config.json").exists() and not overwrite:
+        raise ValueError(f"{out} holds a model: give another --out, or --overwrite")
+    return begin_run(out, options, model)
+
+
+def resume_run(out, options, model):
+    """Return the Run as of its last checkpoint."""
+    vectors, record = read_checkpoint(out)
+    record.settings = vars(options)
+    if model is None:
+        model = new_model(options, get_encoder(ids_path(out).parent))  # its weights are replaced
+    run = new_run(out, options, model, record)
+    run.optimizer.w[...] = vectors["w"]
+    run.optimizer.m[...] = vectors["m"]
+    run.optimizer.v[...] = vectors["v"]
+    return run
+
+
+def begin_run(out, options, model):
+    """Turn the text into ids, learn a vocabulary if there is none, and save a first checkpoint."""
+    record = Record(vars(options))
+    encoder = model[0] if model else None
+    if options.tokenizer:
+        encoder = load_encoder(options.tokenizer, options.models_dir)
+    n_ctx = options.n_ctx or model[1]["n_ctx"]
+    encoder = prepare_text(out, options, encoder, n_ctx, record)
+    if model is None:
+        save_vocabulary(encoder.vocabulary, ids_path(out).parent)
+        model = new_model(options, encoder)
+    run = new_run(out, options, model, record)
+    run.save_checkpoint()
+    return run
+
+
+def new_run(out, options, model, record):
+    encoder, hparams, params = model
+    by_muon = options.optimizer == "muon"
+    optimizer = Optimizer(params, options.threads, options.weight_decay, by_muon)
+    return Run(out, encoder, hparams, optimizer, record)
+
+
+def prepare_text(out, options, encoder, n_ctx, record):
+    """Write the text to tokens.bin and its length to the record, and return the encoder.
+
+    Without an encoder a vocabulary is learned, from the text that is not held out.
+    """
+    changes = {name: getattr(options, name) for name in corpus.CHANGES}
+    path = ids_path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = corpus.find_texts(options.text, options.models_dir, path.parent)
+    train_parts, val_parts = corpus.split_files(files, options.val_fraction)
+    if encoder is None:
+        texts = corpus.read_texts(train_parts, **changes)
+        encoder = learn_bpe((text for text in texts if text is not None), options.vocab_size)
+    rng = np.random.default_rng(options.seed)
+    with write_atomic(path) as file:
+        for spelling in corpus.segmentations(encoder, options.merge_dropout, rng):
+            record.n_noisy += record.n_train  # what was written before is no longer the last copy
+            record.n_train = corpus.write_ids(file, train_parts, spelling, **changes)
+        record.n_val = corpus.write_ids(file, val_parts, encoder, **changes)
+        if record.n_train <= n_ctx or (options.val_fraction > 0 and record.n_val < 2):
+            raise ValueError(
+                f"{options.text[0]}: too short: {record.n_train} tokens to train on, "
+                f"{record.n_val} to validate, and a sequence takes {n_ctx + 1}: use more text, a "
+                "smaller --n_ctx or another --val_fraction"
+            )
+        checkpoint_path(out).unlink(missing_ok=True)  # of a run that --overwrite replaces
+    return encoder
+
+
+def new_model(options, encoder):
+    """Return encoder, hparams and random params of a model that has learned nothing yet."""
+    hparams = {
+        "n_vocab": encoder.n_vocab,
+        **{name: getattr(options, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")},
+        "layer_norm_epsilon": 1e-5,
+        "eos_token_ids": [] if encoder.eot is None else [encoder.eot],
+    }
+    return encoder, hparams, init_params(hparams, np.random.default_rng(options.seed))
+
+
+def init_params(hparams, rng):
+    """Return random parameters, as small as those of GPT-2: Radford et al. 2019, section 2.3.
+
+    A sum of n independent random numbers is sqrt(n) times as large as one of them, and each of
+    n_layer blocks adds twice to the residual stream: attention and MLP. So what they add is divided
+    by sqrt(2 n_layer), and the sum is as large in a deep model as in a shallow one.
+    """
+    tensors = {}
+    for name, shape in parameter_shapes(**hparams).items():
+        if len(shape) == 2:
+            std = 0.02
+            if name.endswith("c_proj.weight"):  # the last matrix of attention and of the MLP
+                std /= math.sqrt(2 * hparams["n_layer"])
+            tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(std)
+        elif name.endswith(".weight"):  # the gain of a layer norm
+            tensors[name] = np.ones(shape, np.float32)
+        else:
+            tensors[name] = np.zeros(shape, np.float32)
+    return nest(tensors)
