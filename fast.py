@@ -90,12 +90,12 @@ def in_parallel(work, n, least=1):
 
 # ==== Products of a few rows ====================================================================
 
-FEW_ROWS = 16  # up to here block_product is the fastest
-SEVERAL_ROWS = 48  # up to here column_product is; then @
+FEW_ROWS = 16  # up to here block_product is faster than @
+SEVERAL_ROWS = 48  # up to here transposed_product is
 MIN_NUMBERS = 2**17  # a thread with fewer numbers of a matrix costs more than it saves
 SMALL_PRODUCT = 10**6  # multiplications of a product for which OpenBLAS does not copy w (see below)
 SMALL_RESULT = 1200  # if w is transposed, the result must not have more numbers than this, either
-BLOCK_ROWS = 64  # larger blocks of rows of a matrix are not faster
+BLOCK_ROWS = 48  # of a matrix; passes take longer with larger and with smaller blocks
 
 
 def product(x, w):  # [n, in] @ [in, out] -> [n, out]
@@ -104,24 +104,14 @@ def product(x, w):  # [n, in] @ [in, out] -> [n, out]
     One row takes as long as reading w from memory, and a few rows need not take longer. But before
     a BLAS multiplies more than one row, it copies w into another order, which takes three times as
     long as reading it. OpenBLAS skips the copy for small products on CPUs with AVX-512, so a few
-    rows are multiplied with small blocks of w. For several rows, each core copies its own columns.
+    rows are multiplied with small blocks of w.
     """
-    if set_blas_threads is None or not 1 < len(x) <= SEVERAL_ROWS:
+    if set_blas_threads is None or len(x) < 2:
         return x @ w
-    if not w.flags.c_contiguous:  # wte.T, of which each column lies together in memory
-        return transposed_product(x, w.T)
-    return block_product(x, w) if len(x) <= FEW_ROWS else column_product(x, w)
-
-
-def column_product(x, w):  # [n, in] @ [in, out] -> [n, out]
-    """Return x @ w, each thread multiplying some columns of w."""
-    y = np.empty((len(x), w.shape[1]), x.dtype)
-
-    def some_columns(part):
-        np.matmul(x, w[:, part], out=y[:, part])
-
-    in_parallel(some_columns, w.shape[1], least=MIN_NUMBERS // len(w) + 1)
-    return y
+    if w.flags.c_contiguous:
+        return block_product(x, w) if len(x) <= FEW_ROWS else x @ w
+    # wte.T, of which each column lies together in memory
+    return transposed_product(x, w.T) if len(x) <= SEVERAL_ROWS else x @ w
 
 
 def block_product(x, w):  # [n, in] @ [in, out] -> [n, out]
