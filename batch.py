@@ -18,9 +18,12 @@ import math
 import numbers
 import os
 import queue
+import re
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 if __name__ == "__main__":
@@ -35,6 +38,7 @@ from gpt2 import (
     Sampler,
     attention,
     check_inputs,
+    check_model,
     check_number,
     extend,
     ffn,
@@ -47,6 +51,7 @@ from gpt2 import (
     split_heads,
     verify,
 )
+from model_files.files import read_json
 from utils import load_encoder_hparams_and_params
 
 BATCH_SIZE = 64  # texts at once; a third faster than 32, for 140 MB more
@@ -54,6 +59,11 @@ DRAFT_ROWS = 32  # rows of a pass, shared by the texts that are being continued
 PROMPT_ROWS = 256  # rows of a pass for prompts, so that a long one does not stop the other texts
 CACHE_BYTES = 2**30  # for all caches together, unless a single one needs more
 MAX_WAITING = 1024  # lines read ahead, and lines of output that wait for an earlier one
+MAX_LINE = 16 << 20  # bytes; a longer line is an error
+LONG_LINE = 1 << 16  # bytes; a longer line waits until all lines before it have been taken
+MAX_BYTES = 64 << 20  # of the lines whose output has not been printed, before another is begun
+# Of a JSON line. From n_tokens on, they replace options of the command.
+KEYS = "prompt id n_tokens stop temperature top_k top_p min_p repetition_penalty seed".split()
 
 # ==== The model, for many texts =================================================================
 
@@ -224,18 +234,22 @@ def one_pass(texts, params, hparams):
 def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE, **sampling):
     """Return an iterator of (number of the prompt, id): each prompt gets the ids of gpt2.generate.
 
-    prompts: an iterable of lists of ids. ValueError if an argument is out of range.
+    prompts: an iterable of lists of ids; an iterator is read as its prompts are needed, and they
+    are checked then. ValueError if an argument is wrong.
     """
+    check_model(params, hparams)
     check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
-    check_number("batch_size", batch_size or 0, 1, kind=numbers.Integral)  # None is refused, too
+    check_number("batch_size", batch_size, 1, kind=numbers.Integral, optional=False)
     Sampler(**sampling)  # checks the options
-    numbered = enumerate(prompts)
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts is {prompts!r}: it must be a list of lists of ids")
+    checked = (check_inputs(ids, params, hparams) for ids in prompts)
+    numbered = enumerate(list(checked) if hasattr(prompts, "__len__") else checked)
 
     def next_text(wait):
         number, ids = next(numbered, (None, None))
         if number is None:
             return None
-        ids = check_inputs(ids, params, hparams)
         return Text(ids, n_tokens, Sampler(**sampling), hparams, number)
 
     steps = continuations(next_text, params, hparams, batch_size)
@@ -263,66 +277,94 @@ class Jobs:
         self.lines, self.args, self.encoder, self.hparams = lines, args, encoder, hparams
         self.is_json = None  # not known before the first line
         self.texts = []  # the samples of the last line that have not started
+        self.sizes = {}  # {number: bytes of its line of input} until its output is printed
         self.done = {}  # {number: line of output} that waits for an earlier one
         self.n_jobs, self.n_printed, self.n_bad = 0, 0, 0
 
     def next_text(self, wait):
         """Return a Text or None, as continuations expects it."""
         while not self.texts:
-            if not wait and self.n_jobs - self.n_printed > MAX_WAITING:
+            if not wait and (len(self.sizes) > MAX_WAITING or sum(self.sizes.values()) > MAX_BYTES):
                 return None
             try:
                 number, line = self.lines.get(block=wait)
             except queue.Empty:
                 return None
-            if isinstance(line, Exception):
-                raise line
-            if line is None:  # the end of the input
+            self.lines.task_done()
+            if not isinstance(line, bytes):  # the end of the input, or an error
                 self.lines.put((number, line))  # for the next call
+                if wait and line:  # now all lines before the error are completed
+                    raise line
                 return None
             self.open(number, line)
         return self.texts.pop(0)
 
     def open(self, number, line):
-        """Make the Texts of a line, or its object with an error."""
+        """Make the Texts of a line, or its object with an error. A blank line has neither."""
+        about = {"line": number}
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            prompt, n_tokens, seed = self.parse(text)
-            ids = cli.prompt_ids(prompt, self.encoder, self.hparams, f"line {number}")
-        except ValueError as error:  # invalid UTF-8 and invalid JSON are ValueErrors, too
+            entry = self.parse(number, line)
+            if entry is None:
+                return
+            if "id" in entry:
+                about["id"] = entry["id"]
+            args = self.options(entry)
+            ids = cli.prompt_ids(args.prompt, self.encoder, self.hparams, f"line {number}")
+        except NotLines:
+            raise
+        except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError, too
             self.n_bad += 1
-            message = json.dumps({"line": number, "error": str(error)}, ensure_ascii=False)
-            self.finish(self.next_number(), message)
+            message = json.dumps({**about, "error": str(error)}, ensure_ascii=False)
+            self.finish(self.next_number(len(line)), message)
             return
-        for sample in range(self.args.n_samples):
-            sampler = Sampler(**{**self.args.sampling, "seed": seed})
-            seed = sampler.seed  # which was chosen at random for the first one, if none was given
+        n_max = None if args.n_tokens < 0 else args.n_tokens
+        for sample in range(args.n_samples):
+            sampler = Sampler(**args.sampling)
             if sample > 0:  # from the same seed, each sample derives random numbers of its own
-                sequence = np.random.SeedSequence(seed, spawn_key=(sample,))
+                sequence = np.random.SeedSequence(sampler.seed, spawn_key=(sample,))
                 sampler.rng = np.random.default_rng(sequence)
-            about = {"line": number, "prompt": prompt, "sample": sample, "seed": seed}
-            completion = cli.Completion(self.encoder, self.hparams["eos_token_ids"], self.args.stop)
-            job = Job(self.next_number(), about, completion, time.perf_counter())
-            n_max = None if n_tokens < 0 else n_tokens
+            about = {**about, "prompt": args.prompt, "sample": sample, "seed": sampler.seed}
+            completion = cli.Completion(self.encoder, self.hparams["eos_token_ids"], args.stop)
+            job = Job(self.next_number(len(line)), about, completion, time.perf_counter())
             self.texts.append(Text(ids, n_max, sampler, self.hparams, job))
 
-    def parse(self, line):
-        """Return prompt, number of tokens and seed of a line; ValueError if it is not a prompt."""
-        line = line.removesuffix("\n").removesuffix("\r")
+    def parse(self, number, line):
+        """Return the object in a line, or {"prompt": text}, or None if the line is blank."""
+        if len(line) > MAX_LINE:
+            raise ValueError(f"the line is longer than {MAX_LINE} bytes")
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if not text.strip():
+            return None
         if self.is_json is None:
-            self.is_json = is_json_prompt(line)
-        options = {"n_tokens": self.args.n_tokens_to_generate, "seed": self.args.seed}
+            self.is_json = is_json_object(text)
         if not self.is_json:
-            return line, options["n_tokens"], options["seed"]
-        found = json.loads(line)
-        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
-            raise ValueError('not an object with a text "prompt"')
-        options |= {name: value for name, value in found.items() if value is not None}
-        check_number("n_tokens", options["n_tokens"], -1, kind=numbers.Integral)
-        check_number("seed", options["seed"], 0, kind=numbers.Integral)
-        return options["prompt"], options["n_tokens"], options["seed"]
+            return {"prompt": text.removesuffix("\n").removesuffix("\r")}
+        entry = read_json("the line", text.encode())
+        json.dumps([[[[[[[[entry]]]]]]]], allow_nan=False)  # deeper than where the id is printed
+        return entry
 
-    def next_number(self):
+    def options(self, entry):
+        """Return the options of the command, replaced by those of an object, with its prompt."""
+        for key in entry:
+            if key not in KEYS:
+                raise ValueError(f"unknown key {key!r}: known are {', '.join(KEYS)}")
+        if not isinstance(entry.get("prompt"), str):
+            raise ValueError('the object has no text "prompt"')
+        args = SimpleNamespace(**vars(self.args), n_tokens=self.args.n_tokens_to_generate)
+        vars(args).update({key: value for key, value in entry.items() if value is not None})
+        if isinstance(args.stop, str):
+            args.stop = [args.stop]
+        if not isinstance(args.stop, list) or not all(x and isinstance(x, str) for x in args.stop):
+            raise ValueError("stop must be a text or a list of texts, none of them empty")
+        check_number("n_tokens", args.n_tokens, -1, kind=numbers.Integral)
+        args.sampling = sampling_options(args)
+        # All samples of a line have the same seed, also if it is chosen at random.
+        args.sampling["seed"] = Sampler(**args.sampling).seed
+        return args
+
+    def next_number(self, n_bytes):
+        """Return the next place in the output. n_bytes: the length of the line that fills it."""
+        self.sizes[self.n_jobs] = n_bytes
         self.n_jobs += 1
         return self.n_jobs - 1
 
@@ -341,15 +383,26 @@ class Jobs:
         self.done[number] = line
         while self.n_printed in self.done:
             cli.print_line(self.done.pop(self.n_printed))
+            del self.sizes[self.n_printed]
             self.n_printed += 1
 
 
-def is_json_prompt(line):
-    """Return whether a line is an object with a text "prompt". The first line decides for all."""
+class NotLines(ValueError):
+    """The input is JSON, but not an object per line."""
+
+
+def is_json_object(text):
+    """Return whether the first line is a JSON object. NotLines if it begins an array, or an object
+    of several lines; but "[Verse 1] hello" is a text."""
     try:
-        return isinstance(json.loads(line)["prompt"], str)
-    except (ValueError, TypeError, LookupError):
-        return False
+        found = json.loads(text)
+    except RecursionError:  # nested too deeply to be a text
+        found = {}
+    except ValueError:
+        found = None
+    if isinstance(found, list) or re.match(r'\[[\s\[]*["{]|[\s\[{]+$', text.strip()):
+        raise NotLines('the prompts are JSON, but not one object per line: {"prompt": ...}')
+    return isinstance(found, dict)
 
 
 def read_lines(path):
@@ -361,7 +414,9 @@ def read_lines(path):
 
     def read():
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(bounded_lines(file), 1):
+                if len(line) > LONG_LINE:
+                    lines.join()  # until the queue is empty
                 lines.put((number, line))
             lines.put((0, None))
         except Exception as error:
@@ -369,6 +424,14 @@ def read_lines(path):
 
     threading.Thread(target=read, daemon=True).start()
     return lines
+
+
+def bounded_lines(file):
+    """Yield the lines of a file, only the first MAX_LINE + 1 bytes of each."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line
+        while len(line) > MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE + 1)
 
 
 def parser():
@@ -379,12 +442,13 @@ def parser():
     )
     parser.add_argument(
         "prompts",
-        help='a file with one prompt per line, or JSON lines with "prompt" and optionally '
-        '"n_tokens" and "seed"; - reads standard input, line by line as they arrive',
+        help='a file with one prompt per line, or JSON lines with "prompt" and optionally "id", '
+        '"n_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty" and '
+        '"seed"; - reads standard input, line by line as they arrive',
     )
     parser.add_argument(
         "--n_samples",
-        type=cli.number(int, 1),
+        type=cli.number(int, 1, 2**16),
         default=1,
         metavar="N",
         help="sample N continuations of each prompt; above 1 the temperature is 1 unless given (1)",
@@ -400,16 +464,20 @@ def parser():
     return parser
 
 
-def work(args):
-    """Load the model, and complete every prompt."""
-    args.sampling = cli.sampling_options(args)
+def sampling_options(args):
+    """Return the options of gpt2.Sampler for a line; UsageError if they contradict each other."""
+    options = cli.sampling_options(args)
     if args.n_samples > 1:
         if args.temperature == 0:
-            raise cli.UsageError(
-                "at --temperature 0 all samples are the same: leave out --n_samples"
-            )
+            raise cli.UsageError("at --temperature 0 all samples are equal: leave out --n_samples")
         if args.temperature is None:
-            args.sampling["temperature"] = 1.0
+            options["temperature"] = 1.0
+    return options
+
+
+def work(args):
+    """Load the model, and complete every prompt."""
+    sampling_options(args)  # refuses what contradicts itself, before anything is loaded
     lines = read_lines(args.prompts)
     encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
     cli.warn_of_training(args.model_size, hparams)

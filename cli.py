@@ -13,6 +13,9 @@ import math
 import os
 import re
 import sys
+import warnings
+
+from model_files.files import printable, say, without_credentials
 
 # ==== Options ===================================================================================
 
@@ -23,11 +26,19 @@ class UsageError(ValueError):
     exit_status = 2
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors show the control characters of what they quote."""
+
+    def error(self, message):
+        with contextlib.suppress(OSError):  # standard error may be a full disk
+            self.print_usage(sys.stderr)
+        say(f"{self.prog}: error: {message}")
+        self.exit(2)
+
+
 def new_parser(prog, description, **options):
     """Return an argument parser that does not accept abbreviated options."""
-    return argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False, **options
-    )
+    return Parser(prog=prog, description=description, allow_abbrev=False, **options)
 
 
 def add_model_options(parser):
@@ -55,11 +66,11 @@ def add_completion_options(parser):
         "or Ctrl-C (40)",
     )
     stop_help = "end before this text; may be given several times"
-    add("--stop", action="append", default=[], type=stop_text, metavar="TEXT", help=stop_help)
+    add("--stop", action="append", default=[], type=not_empty, metavar="TEXT", help=stop_help)
     add_model_options(parser)
     add(
         "--temperature",
-        type=number(float, 0),
+        type=number(float, 0, 1e6),
         metavar="T",
         help="0: always take the most likely token; 1: sample from the model's own distribution; "
         "values between favour likely tokens, often best at 0.7 to 0.9 (0; 1 with top_k, top_p, "
@@ -70,7 +81,7 @@ def add_completion_options(parser):
     add("--min_p", type=share, metavar="P", help="from those P times as likely as the likeliest")
     add(
         "--repetition_penalty",
-        type=number(float, 1e-6),
+        type=number(float, 1e-6, 1e6),
         metavar="R",
         help="divide the logits of tokens that are already in the text by R (multiply negative "
         "ones), such as 1.2; 1 changes nothing (1)",
@@ -92,10 +103,10 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def stop_text(text):
-    """Return the text of --stop, which must not be empty."""
+def not_empty(text):
+    """Return the text of an option, which must not be empty."""
     if not text:
-        raise argparse.ArgumentTypeError("the text must not be empty")
+        raise argparse.ArgumentTypeError("it must not be empty")
     return text
 
 
@@ -112,13 +123,20 @@ def sampling_options(args):
 # ==== Streams ===================================================================================
 
 
-def say(text):
-    """Print to standard error."""
-    print(text, file=sys.stderr, flush=True)
+def visible(text):
+    """Return a text for standard output. On a terminal, its control characters are spelled as in
+    Python, except for line breaks and tabs: others could move the cursor or change the colours."""
+    if not sys.stdout.isatty():
+        return text
+    return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
 
 
 def print_line(text):
-    """Print a line in a single write, so that even after a kill no reader finds half of it."""
+    """Print a line of JSON in a single write, so that even after a kill no reader finds half of it.
+
+    JSON may hold the control characters from 7f to 9f; they are escaped, as a terminal obeys them.
+    """
+    text = re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
     sys.stdout.flush()
     if hasattr(sys.stdout, "buffer"):
         sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))
@@ -205,7 +223,10 @@ def run(parser, work, argv=None):
     try:
         open_streams()
         try:
-            work(parser.parse_args(argv))
+            with warnings.catch_warnings():
+                # NumPy warns where numbers overflow. We check the results instead.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                work(parser.parse_args(argv))
         finally:  # also after --help, which raises SystemExit
             sys.stdout.flush()
         return 0
@@ -254,7 +275,7 @@ def text_changes(training):
 def warn_of_training(model_size, hparams):
     """Say so if a model was trained on changed text. A prompt is not changed."""
     if changes := text_changes(hparams.get("training", {})):
-        say(f"{model_size} was trained on text {changes}")
+        say(f"{without_credentials(str(model_size))} was trained on text {changes}")
 
 
 class Completion:
@@ -265,7 +286,7 @@ class Completion:
 
     def __init__(self, encoder, eos_token_ids, stops=()):
         self.encoder, self.eos_token_ids = encoder, eos_token_ids
-        self.stops = [stop.encode("utf-8", "replace") for stop in stops]
+        self.stops = [stop.encode("utf-8", "surrogateescape") for stop in stops]
         self.ids, self.log_probabilities = [], []
         self.ended = "length"
         self.data = bytearray()  # the text

@@ -261,6 +261,11 @@ def get_encoder(model_name, models_dir=None):
 
 # ==== Learning a vocabulary =====================================================================
 
+# These keep memory and time within bounds for texts of other kinds than English.
+MAX_WORDS = 2**19  # different words
+MAX_WORD = 64  # characters of a word
+MAX_PIECES = 2**12  # pieces of longer words
+
 
 def learn_bpe(texts, vocab_size):
     """Return an Encoder of <|endoftext|>, the 256 bytes and merges learned from texts.
@@ -271,14 +276,32 @@ def learn_bpe(texts, vocab_size):
     tokens = [END_OF_TEXT, *sorted(BYTE_OF_CHAR)]
     if vocab_size < len(tokens):
         raise ValueError(f"vocab_size {vocab_size} is less than 257: {END_OF_TEXT} and 256 bytes")
-    frequency = Counter()
-    for text in texts:
-        frequency.update(split_words(without_surrogates(text)))
+    frequency = count_words(texts)
     id_of_byte = [tokens.index(CHAR_OF_BYTE[byte]) for byte in range(256)]
     words = [([id_of_byte[byte] for byte in word.encode()], n) for word, n in frequency.items()]
     merges = learn_merges(words, tokens, vocab_size)
     ids = {token: id_ for id_, token in enumerate(tokens)}
     return Encoder(Vocabulary(ids, [(tokens[a], tokens[b]) for a, b in merges]))
+
+
+def count_words(texts):
+    """Return a Counter of the words in texts. Very long ones count as words of MAX_WORD characters,
+    and only the first of them; of very many different words, the rarest are left out."""
+    frequency, n_pieces = Counter(), 0
+    for text in texts:
+        for word, n in Counter(split_words(without_surrogates(text))).items():
+            if len(word) <= MAX_WORD:
+                frequency[word] += n
+                continue
+            end = min(len(word), (MAX_PIECES - n_pieces) * MAX_WORD)
+            for i in range(0, end, MAX_WORD):
+                frequency[word[i : i + MAX_WORD]] += n
+                n_pieces += 1
+        least = 1
+        while len(frequency) > MAX_WORDS:
+            least += 1
+            frequency = Counter({word: n for word, n in frequency.items() if n >= least})
+    return frequency
 
 
 def learn_merges_simply(words, tokens, vocab_size):

@@ -21,10 +21,11 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +35,8 @@ from fast import one_blas_thread
 from gpt2 import QUERY_BLOCK, gpt2, log_probabilities, new_cache
 from training import corpus
 from utils import load_encoder_hparams_and_params
+
+MAX_WAITING = 32  # windows or lines that wait for a thread, or for those before them
 
 
 def windows(n, length, stride):
@@ -95,11 +98,13 @@ def map_lazily(pool, function, items):
 
     pool.map alone would queue all items at once, and there may be millions.
     """
-    items = iter(items)
-    some = list(islice(items, 1024))
-    while some:
-        yield from pool.map(function, some)
-        some = list(islice(items, 1024))
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > MAX_WAITING:
+            yield waiting.popleft().result()
+    for result in waiting:
+        yield result.result()
 
 
 @contextlib.contextmanager
@@ -107,15 +112,14 @@ def worker_threads(n):
     """Give a pool of n threads, while each product of matrices uses one thread only.
 
     So NumPy's elementwise operations use all cores, too. After an exception such as Ctrl-C, what
-    waits in the queue is dropped. NumPy's warnings are off, since we check the results ourselves.
+    waits in the queue is dropped.
     """
     before = sys.getswitchinterval()
     # A thread that comes back from NumPy waits for Python's lock: by default up to 5 ms, now 0.5.
     sys.setswitchinterval(5e-4)
-    # np.errstate holds for the thread that enters it, so each thread has to set it.
-    pool = ThreadPoolExecutor(n, initializer=np.seterr, initargs=("ignore",))
+    pool = ThreadPoolExecutor(n)
     try:
-        with one_blas_thread(), np.errstate(all="ignore"):
+        with one_blas_thread():
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)
@@ -134,18 +138,22 @@ def measure(ids, encoder, hparams, params, pool, stride=None, limit=math.inf):
         )
     n_ctx = hparams["n_ctx"]
     stride = min(stride or n_ctx // 2, n_ctx)
-    todo = list(sample_windows(len(ids), n_ctx, stride, limit))
-    with tqdm(todo, unit="window", leave=False, disable=None) as bar:
+    some = partial(sample_windows, len(ids), n_ctx, stride, limit)
+    n_bytes = n_chars = n_windows = 0
+    for _, first, stop in some():
+        data = encoder.decode_bytes(ids[first:stop].tolist())
+        n_bytes += len(data)
+        n_chars += sum(byte >> 6 != 0b10 for byte in data)  # 10xxxxxx continues a character
+        n_windows += 1
+    with tqdm(some(), total=n_windows, unit="window", leave=False, disable=None) as bar:
         nats, n_targets = evaluate(ids, bar, params, hparams, pool)
-    data = b"".join(encoder.decode_bytes(ids[first:stop].tolist()) for _, first, stop in todo)
-    n_chars = sum(byte >> 6 != 0b10 for byte in data)  # 10xxxxxx continues a character
     return {
         "stride": stride,
         "tokens": n_targets,
         "nats per token": nats / n_targets,
         "perplexity": perplexity(nats, n_targets),
-        "bits per byte": nats / math.log(2) / len(data),
-        "nats per character": nats / n_chars,
+        "bits per byte": nats / math.log(2) / n_bytes,
+        "nats per character": nats / max(n_chars, 1),  # 0 in the second half of one character
     }
 
 
@@ -248,12 +256,13 @@ def work(args):
 
 
 def print_figures(paths, args, model, changes, pool):
-    """Print the figures of a text, or of its last part."""
+    """Print the figures of a text, or of its last part. Its ids may exceed memory."""
     encoder, hparams, params = model
     _, parts = corpus.split_files(paths, args.val_fraction)
-    no_ids = np.empty(0, np.uint16)  # as np.concatenate needs at least one array
-    ids = [no_ids, *corpus.encode_parts(parts, encoder, **changes)]
-    figures = measure(np.concatenate(ids), encoder, hparams, params, pool, args.stride)
+    with TemporaryFile() as file:
+        n_ids = corpus.write_ids(file, parts, encoder, **changes)
+        ids = np.memmap(file, corpus.id_type(encoder), "r") if n_ids else []
+        figures = measure(ids, encoder, hparams, params, pool, args.stride)
     if args.json:
         print(json.dumps({name.replace(" ", "_"): x for name, x in figures.items()}))
     else:
@@ -274,10 +283,11 @@ def print_lines(paths, args, model, changes, pool):
             print(json.dumps(figures))
             continue
         shown = "-" if figures["perplexity"] is None else f"{figures['perplexity']:.2f}"
-        print(f"{figures['tokens']:6} {figures['nats']:10.4f} {shown:>12}  {figures['text']}")
+        text = cli.visible(figures["text"])
+        print(f"{figures['tokens']:6} {figures['nats']:10.4f} {shown:>12}  {text}")
         for token in figures.get("probabilities", []):
             shown = json.dumps(token["text"], ensure_ascii=False)  # in quotes: spaces are visible
-            print(f"{token['probability']:31.6f} {shown}")
+            print(f"{token['probability']:31.6f} {cli.visible(shown)}")
 
 
 def main(argv=None):

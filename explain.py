@@ -18,7 +18,7 @@ from gpt2 import Sampler, continuation, penalize, probabilities
 from model_files.files import write_atomic
 from page.data import build_page
 from page.record import logit_lens, record, residual_streams, run_with_trace, top, unembed
-from utils import load_encoder_hparams_and_params
+from utils import load_encoder_hparams_and_params, name_of
 
 
 def terminal_view(ids, encoder, hparams, params, args):
@@ -70,7 +70,7 @@ def make_page(ids, encoder, hparams, params, args):
     ids, beyond = ids[:n_ctx], ids[n_ctx:]
     arrays, fits = record(ids, n_prompt, beyond[0] if beyond else None, params, hparams)
     facts = {
-        "model": args.model_size,
+        "model": name_of(args.model_size),
         "hparams": {name: x for name, x in hparams.items() if name != "training"},  # private
         "ids": ids,
         "n_prompt": n_prompt,
@@ -91,7 +91,8 @@ def parser():
         "gets there, on standard output; with --page all of it and a completion, as one HTML file.",
     )
     parser.add_argument("prompt", help="text to look at; -: read it from standard input")
-    parser.add_argument("--page", metavar="FILE", help="write the page; - is standard output")
+    page_help = "write the page; - is standard output"
+    parser.add_argument("--page", type=cli.not_empty, metavar="FILE", help=page_help)
     parser.add_argument(
         "--top",
         type=cli.number(int, 1),

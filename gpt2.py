@@ -23,6 +23,7 @@ import numbers
 import os
 import sys
 import time
+from collections.abc import Iterable
 
 if __name__ == "__main__":
     # OpenBLAS multiplies NumPy's matrices. An idle thread of it spins for 2**26 cycles before it
@@ -249,11 +250,11 @@ class Sampler:
         if temperature is None:
             options = top_k, top_p, min_p, seed
             temperature = 0.0 if all(option is None for option in options) else 1.0
-        check_number("temperature", temperature, 0)
+        check_number("temperature", temperature, 0, 1e6)
         check_number("top_k", top_k, 1, kind=numbers.Integral)
         check_number("top_p", top_p, 0, 1)
         check_number("min_p", min_p, 0, 1)
-        check_number("repetition_penalty", repetition_penalty, 1e-6)
+        check_number("repetition_penalty", repetition_penalty, 1e-6, 1e6)
         check_number("seed", seed, 0, kind=numbers.Integral)
         self.temperature = temperature
         self.options = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -279,9 +280,10 @@ class Sampler:
         return int(np.searchsorted(ends, self.rng.random() * ends[-1], side="right"))
 
 
-def check_number(name, value, low, high=math.inf, kind=numbers.Real):
-    """Raise ValueError unless the value is None or a finite number from low to high."""
-    if value is None or (isinstance(value, kind) and low <= value <= high and value != math.inf):
+def check_number(name, value, low, high=math.inf, kind=numbers.Real, optional=True):
+    """Raise ValueError unless the value is a number from low to high, or None if optional."""
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if (is_number and low <= value <= high) or (value is None and optional):
         return
     what = "a whole number" if kind is numbers.Integral else "a number"
     limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
@@ -295,8 +297,9 @@ def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
     """Return an iterator of up to n_tokens ids that continue the inputs, up to an end of text.
 
     inputs: token ids; if empty, start from the end-of-text token. n_tokens: None means no limit.
-    drafts: Drafts(0) makes none. sampling: options of Sampler. ValueError if out of range.
+    drafts: Drafts(0) makes none. sampling: options of Sampler. ValueError if one is wrong.
     """
+    check_model(params, hparams)
     ids = check_inputs(inputs, params, hparams)
     check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
     sampler = Sampler(**sampling)
@@ -360,17 +363,25 @@ def next_window(start, n, n_ctx):
     return start
 
 
+def check_model(params, hparams):
+    """Raise ValueError unless these are the params and the hparams of a model."""
+    for name, value, key in ("params", params, "wte"), ("hparams", hparams, "n_ctx"):
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"{name} must be the dict with {key!r} that loading a model returns")
+
+
 def check_inputs(inputs, params, hparams):
     """Return the inputs as a list of at least one id that the model has."""
-    if not isinstance(hparams, dict):
-        raise ValueError(f"hparams is {hparams!r}: it must be the dict that loading returns")
+    if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
+        raise ValueError(
+            f"a prompt is {inputs!r}: it must be a list of ids, as encoder.encode makes"
+        )
     ids = list(inputs) or list(hparams["eos_token_ids"][:1])
     if not ids:
         raise ValueError("the prompt is empty, and the model has no end of text to start from")
     last = len(params["wte"]) - 1
     for id_ in ids:
-        if not isinstance(id_, numbers.Integral) or not 0 <= id_ <= last:
-            raise ValueError(f"an id is {id_!r}: it must be a whole number, from 0 to {last}")
+        check_number("an id", id_, 0, last, kind=numbers.Integral, optional=False)
     return ids
 
 
@@ -430,7 +441,8 @@ def complete(prompt, encoder, hparams, params, args):
     sampler, drafts = Sampler(**args.sampling), Drafts()
     if args.verbose:
         tokens = ", ".join(f"{encoder.decode([id_])!r} {id_}" for id_ in inputs)
-        cli.say(f"prompt tokens  {tokens}\nseed           {sampler.seed}")
+        cli.say(f"prompt tokens  {tokens}")
+        cli.say(f"seed           {sampler.seed}")
     completion = cli.Completion(encoder, hparams["eos_token_ids"], args.stop)
     n_tokens = None if args.n_tokens_to_generate < 0 else args.n_tokens_to_generate
     times = [time.perf_counter()]
@@ -438,7 +450,7 @@ def complete(prompt, encoder, hparams, params, args):
         if args.json:
             completion.add(id_, log_probability(logits, id_))
         else:
-            print(completion.add(id_), end="", flush=True)
+            print(cli.visible(completion.add(id_)), end="", flush=True)
         times.append(time.perf_counter())
         if completion.ended != "length":  # a stop or an end of text has ended it
             break
@@ -448,7 +460,7 @@ def complete(prompt, encoder, hparams, params, args):
         seconds = round(time.perf_counter() - times[0], 3)
         cli.print_line(completion.as_json(prompt=prompt, seed=sampler.seed, seconds=seconds))
     else:
-        print(completion.rest(), flush=True)
+        print(cli.visible(completion.rest()), flush=True)
     if args.verbose:
         cli.report(args.loading, len(inputs), completion.ids, times, drafts.n_passes)
 

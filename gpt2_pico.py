@@ -90,11 +90,11 @@ if __name__ == "__main__":
 
     def complete(args):
         encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
-        ids = encoder.encode(args.prompt)  # text -> ids
-        print(encoder.decode(list(generate(ids, params, hparams, args.n_tokens_to_generate))))
+        ids = generate(encoder.encode(args.prompt), params, hparams, args.n_tokens_to_generate)
+        print(cli.visible(encoder.decode(list(ids))))
 
     parser = cli.new_parser("gpt2_pico.py", "Complete a prompt with the short and slow model.")
     parser.add_argument("prompt")
-    parser.add_argument("--n_tokens_to_generate", type=int, default=40)
+    parser.add_argument("--n_tokens_to_generate", type=cli.number(int, 0), default=40)
     cli.add_model_options(parser)
     raise SystemExit(cli.run(parser, complete))

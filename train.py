@@ -8,6 +8,7 @@ the weights updated, now and then the loss of held-out text. What it calls stand
 it, in evaluate.py or in training/backward.py, optimizer.py and run.py. Lesson: step 20.
 """
 
+import csv
 import math
 import os
 import sys
@@ -21,6 +22,7 @@ import cli
 from evaluate import evaluate, measure, sample_windows, table, worker_threads
 from gpt2 import generate
 from model_files.directory import flatten
+from model_files.files import open_regular, write_atomic
 from training.backward import cross_entropy, gpt2_backward, gpt2_forward
 from training.optimizer import clip, ranges, schedule
 from training.options import parser, resolve_options
@@ -181,7 +183,8 @@ def show(run, ids, n=60):
     tqdm.write(f"step {step}, {seconds:.0f} s: loss {loss:.4f}{validation}")
     ids = [int(ids[0])]
     ids += generate(ids, run.optimizer.params, run.hparams, n, seed=0, temperature=0.8)
-    tqdm.write("    " + run.encoder.decode(ids).strip().replace("\n", "\n    "))
+    text = run.encoder.decode(ids).strip().replace("\n", "\n    ")
+    tqdm.write(f"    {cli.visible(text)}")
     sys.stdout.flush()  # so that a file, too, shows how far the run is
 
 
@@ -194,7 +197,7 @@ def finish(run, options):
         with worker_threads(options.threads) as pool:
             figures = measure(val_ids, *model, pool, limit=EVAL_TOKENS)
     checkpoint_path(run.out).unlink()  # before this, the run can still be resumed
-    print(f"{run.out}: done; python gpt2.py 'a prompt' --model_size {run.out}")
+    print(cli.visible(f"{run.out}: done; python gpt2.py 'a prompt' --model_size {run.out}"))
     if figures:
         print(table(figures))
 
@@ -209,18 +212,24 @@ def plot(model):
     except ImportError:
         raise ValueError("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
     path = Path(model) / "log.csv"
+    with open_regular(path) as file:
+        lines = file.read().decode("utf-8", "replace").splitlines()
     try:
-        log = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+        rows = list(csv.DictReader(lines))
         for name, label in (("loss", "training"), ("validation_loss", "validation")):
-            known = np.isfinite(log[name])  # most steps have no validation loss
-            pyplot.plot(log["step"][known], log[name][known], label=label)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a log of train.py ({error!r:.60})") from None
+            known = [row for row in rows if row[name]]  # most steps have no validation loss
+            steps = [int(row["step"]) for row in known]
+            pyplot.plot(steps, [float(row[name]) for row in known], label=label)
+    except (KeyError, TypeError, ValueError, csv.Error):
+        rows = []
+    if not rows:
+        raise ValueError(f"{path} is not a log of train.py, or has no rows yet")
     pyplot.xlabel("step")
     pyplot.ylabel("loss, nats per token")
     pyplot.legend()
-    pyplot.savefig(Path(model) / "loss.png", dpi=120)
-    print(Path(model) / "loss.png")
+    with write_atomic(Path(model) / "loss.png") as file:
+        pyplot.savefig(file, dpi=120, format="png")
+    print(cli.visible(str(Path(model) / "loss.png")))
 
 
 def work(args):
@@ -230,16 +239,17 @@ def work(args):
         plot(args.plot)
         return
     if not given.keys() & {"text", "out", "resume"}:
-        cli.say(NEEDS)
+        for line in NEEDS.splitlines():
+            cli.say(line)
         raise SystemExit(2)
     if "out" not in given:
         raise cli.UsageError("where should the model be written? give --out DIR")
     out = args.out
     if not os.path.dirname(out):
         out = os.path.join(os.curdir, out)  # for gpt2.py, mine is a name and ./mine a path
-    options, model = resolve_options(given)
     try:
         with lock_run(out):
+            options, model = resolve_options(given)
             run = open_run(out, options, model, "resume" in given, "overwrite" in given)
             del model  # the optimizer has a copy
             train(run, options)

@@ -12,15 +12,17 @@ A name is one of these, and is looked for in these places, in this order:
 What is downloaded is kept in models_dir.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 from encoder import Encoder
-from model_files.directory import holds_model, load_model
-from model_files.files import remove
-from model_files.hub import SIZES, fetch, find_cached
+from model_files import SIZES
+from model_files.directory import holds_model, is_complete, load_model
+from model_files.files import read_bytes, remove, without_credentials
+from model_files.hub import fetch, hugging_face_path
 from model_files.vocabulary import holds_vocabulary, read_vocabulary
 
 MODELS = Path(__file__).resolve().parent / "models"
@@ -48,6 +50,7 @@ def load_encoder_hparams_and_params(model_size, models_dir):
     keys are the arguments of the functions in gpt2.py. ValueError if the name is unknown or a file
     is damaged, OSError if the model cannot be read or downloaded.
     """
+    model_size = text_of(model_size)
     directory = find_model(model_size, Path(models_dir))
     vocabulary, hparams, params = load_model(directory, is_released=model_size in SIZES)
     return Encoder(vocabulary, hparams["n_vocab"]), hparams, params
@@ -55,8 +58,19 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 def load_encoder(model_size, models_dir):
     """Return the Encoder of a model, of which no more than the vocabulary is downloaded."""
+    model_size = text_of(model_size)
     directory = find_model(model_size, Path(models_dir), only_vocabulary=True)
     return Encoder(read_vocabulary(directory, is_released=model_size in SIZES))
+
+
+def text_of(name):
+    """Return a name or a pathlib.Path as text. A directory's path becomes absolute: a Path does not
+    keep the "./" that tells it from a name."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"the name of a model is {name!r}: it must be a text or a path")
+    if isinstance(name, os.PathLike) and os.path.isdir(name):
+        return os.path.abspath(name)
+    return os.fspath(name)
 
 
 def find_model(name, models_dir, only_vocabulary=False):
@@ -93,8 +107,19 @@ def find_model(name, models_dir, only_vocabulary=False):
     return directory
 
 
+def find_cached(repo, revision):
+    """Return the directory of Hugging Face's cache that holds a whole repository, or None."""
+    variable = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HUGGINGFACE_HUB_CACHE"
+    cache = hugging_face_path(variable, "hub") / f"models--{repo.replace('/', '--')}"
+    with contextlib.suppress(OSError, ValueError):  # refs holds no commits
+        revision = read_bytes(cache / "refs" / revision).decode("ascii").strip()
+    directory = cache / "snapshots" / revision
+    return directory if is_complete(directory) else None
+
+
 def name_of(address):
     """Return a/b@v1 for https://huggingface.co/a/b/tree/v1; other names stay as they are."""
+    address = without_credentials(address)
     page = re.fullmatch(PAGE, address.strip(), re.VERBOSE)
     # The host of a mirror, without the scheme and a password before it and a path after it.
     mirror = re.sub("^https?://([^/]*@)?|/.*", "", os.environ.get("HF_ENDPOINT", "").strip())

@@ -20,7 +20,6 @@ of the last digit written, since processors round differently; all else is compa
 What was plotted lies in pictures/plotted.json, so that only drawing takes matplotlib.
 """
 
-import argparse
 import ast
 import contextlib
 import hashlib
@@ -30,9 +29,15 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402
+from model_files.files import read_bytes, read_json, write_atomic  # noqa: E402
+
 LESSON = ROOT / "lesson" / "README.md"
 PART = re.compile(
     r"^<!-- quote (?P<quote>[^\n]+) -->\n```python\n(?P<source>.*?)^```\n"
@@ -50,20 +55,33 @@ def run(text, name, variables):
     """Yield (a match of PART, what belongs there) of all parts; variables is a dict to fill.
 
     What belongs there: the source of a quote, what a fence prints, the values of a picture.
+    ValueError naming the line of the file if that fails.
     """
     variables["__name__"] = name
     for part in PART.finditer(text):
-        if part["quote"]:
-            result = quote(part["quote"])
-        elif part["picture"]:
-            result = [plain(eval(value, variables)) for value in part["values"].split(", ")]
-        else:
-            line = text.count("\n", 0, part.start("code"))  # a traceback names the file's lines
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(compile("\n" * line + part["code"], name, "exec"), variables)
-            result = printed.getvalue()
+        line = text.count("\n", 0, part.start()) + 1
+        try:
+            result = result_of(part, line, name, variables)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            line = [line, *(frame.lineno for frame in frames if frame.filename == name)][-1]
+            raise ValueError(f"{name}:{line}: {type(error).__name__}: {error}") from error
         yield part, result
+
+
+def result_of(part, line, name, variables):
+    """Return what belongs to a part that begins in a line of the file."""
+    if part["quote"]:
+        try:
+            return quote(part["quote"])
+        except (IndexError, StopIteration):
+            raise ValueError(f"{part['quote']} is not in the project") from None
+    if part["picture"]:
+        return [plain(eval(value, variables)) for value in part["values"].split(", ")]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # with the line breaks, errors name the file's lines
+        exec(compile("\n" * line + part["code"], name, "exec"), variables)
+    return printed.getvalue()
 
 
 def quote(what):
@@ -153,7 +171,7 @@ def near(a, b):
 
 def read_plotted(directory):
     path = directory / "plotted.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def digest(text):
@@ -182,17 +200,34 @@ def drawn(directory, results):
         if not (name := part["picture"]):
             continue
         if picture_fault(directory, name, values):
-            import pictures  # needs matplotlib
-
-            yield name, getattr(pictures, name)(*values), values
+            yield name, draw(name, values), values
         else:
             svg = (directory / f"{name}.svg").read_text(encoding="utf-8")
             yield name, svg, read_plotted(directory)[name]["values"]
 
 
+def draw(name, values):
+    """Return the SVG of a picture."""
+    try:
+        import pictures
+
+        return getattr(pictures, name)(*values)
+    except ImportError:
+        raise ValueError("pictures need matplotlib: pip install -r requirements-dev.txt") from None
+    except Exception as error:
+        raise ValueError(f"the picture {name} cannot be drawn: {error!r}") from error
+
+
+def read_text(path):
+    try:
+        return read_bytes(path).decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}): convert the file") from None
+
+
 def write_text(path, text):
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with write_atomic(path) as file:
+        file.write(text.encode())
 
 
 def rewritten(text, results):
@@ -211,31 +246,24 @@ def rewritten(text, results):
     yield text[place:]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[LESSON], help="(the lesson)")
-    parser.add_argument("--write", action="store_true", help="put in what has changed")
-    parser.add_argument("--notebook", type=Path, metavar="FILE", help="write a notebook instead")
-    args = parser.parse_args()
-    files, found = [path.resolve() for path in args.files], []
-    notebook = args.notebook and args.notebook.resolve()
-    for path in files:
-        if not path.is_file():
-            parser.error(f"{path}: no such file")
-    if notebook and not notebook.parent.is_dir():
-        parser.error(f"{notebook.parent}: no such directory")
+def work(args):
+    """Compare the files, write or print them with new outputs, or write a notebook."""
+    files, found = [path.absolute() for path in args.files], []
+    notebook = args.notebook and args.notebook.absolute()
+    if notebook and (notebook.is_dir() or not notebook.parent.is_dir()):
+        raise cli.UsageError(f"{notebook} is not a file in a directory that exists")
+    if notebook and (args.write or len(files) > 1 or notebook.resolve() == files[0].resolve()):
+        raise cli.UsageError("--notebook takes one file, and writes another one")
     other_model = os.environ.get("GPT2_MODEL", "shakespeare") != "shakespeare"
     if other_model and args.write:
-        parser.error("--write is for the model that ships: unset GPT2_MODEL")
+        raise cli.UsageError("--write is for the model that ships: unset GPT2_MODEL")
     if not other_model:  # a small one, whose threads would only wait for each other
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.path.insert(0, str(ROOT))
+    texts = [read_text(path) for path in files]
     os.chdir(ROOT)
-    for path in files:
-        text = path.read_text(encoding="utf-8")
+    for path, text in zip(files, texts):
         results = run(text, str(path), {})
         if other_model and not notebook:
-            sys.stdout.reconfigure(encoding="utf-8")
             for piece in rewritten(text, results):
                 print(piece, end="", flush=True)
             continue
@@ -244,14 +272,23 @@ def main():
             from notebook import notebook_of
 
             pictures = {name: svg for name, svg, _ in drawn(path.parent / "pictures", results)}
-            book = notebook_of(text, results, pictures, path.parent, notebook.parent)
-            write_text(notebook, book)
+            places = path.parent.resolve(), notebook.parent.resolve()
+            write_text(notebook, notebook_of(text, results, pictures, *places))
         elif args.write:
             write(path, text, results)
         else:
             found += faults(path, results)
             print("\n".join(found) or f"{path}: all holds", file=sys.stderr)
-    return 1 if found else 0
+    if found:
+        raise SystemExit(1)
+
+
+def main():
+    parser = cli.new_parser("lesson/run.py", __doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path, default=[LESSON], help="(the lesson)")
+    parser.add_argument("--write", action="store_true", help="put in what has changed")
+    parser.add_argument("--notebook", type=Path, metavar="FILE", help="write a notebook instead")
+    return cli.run(parser, work)
 
 
 if __name__ == "__main__":

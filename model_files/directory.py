@@ -9,6 +9,7 @@ Weights are memory-mapped, so a model may be larger than memory. Lesson: step 5.
 
 import contextlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -16,8 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from model_files import END_OF_TEXT
-from model_files.files import check_space, read_json, write_atomic
-from model_files.safetensors import BF16, read_safetensors, widen, write_safetensors
+from model_files.files import (
+    check_space,
+    open_regular,
+    read_bytes,
+    read_json,
+    remove_temporary,
+    write_atomic,
+)
+from model_files.safetensors import BF16, read_safetensors, widen, write_tensors
 from model_files.vocabulary import SIDE_FILES, read_vocabulary, save_vocabulary
 
 # ==== The parameters ============================================================================
@@ -119,7 +127,17 @@ ARCHITECTURE = {  # the supported values of other keys, the default first
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
 }
+SIZES = {  # of which tensor, and which of its axes, a key of config.json is the size
+    "vocab_size": ("wte.weight", 0),
+    "n_positions": ("wpe.weight", 0),
+    "n_embd": ("wte.weight", 1),
+    "n_inner": ("h.0.mlp.c_fc.weight", 1),
+}
+MAX_SHARDS = 200  # files of weights; 1558M comes in 2
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+# A file of weights. In Windows, con.safetensors is the terminal, and so on.
+SHARD = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)\.)[\w-][\w.-]{,200}\.safetensors")
 
 
 def holds_model(directory):
@@ -145,11 +163,11 @@ def is_complete(directory):
 def bundle_prefix(directory):
     """Return the path of OpenAI's TensorFlow checkpoint without .index, or None."""
     name = "model.ckpt"
-    with contextlib.suppress(OSError), open(directory / "checkpoint", "rb") as file:
+    with contextlib.suppress(OSError, ValueError), open_regular(directory / "checkpoint") as file:
         match = re.match(rb'model_checkpoint_path: "(?:.*[/\\])?([\w.-]+)"', file.read(4096))
         if match:
             name = match[1].decode()
-    has_index = (directory / f"{name}.index").is_file()
+    has_index = (directory / f"{name}.index").exists()
     return directory / name if has_index and any(directory.glob(f"{name}.data-*")) else None
 
 
@@ -163,24 +181,33 @@ def load_model(directory, is_released=False):
     directory = Path(directory)
     vocabulary, hparams, tensors = read_model(directory, is_released)
     hparams["training"] = read_training(directory)
-    return vocabulary, hparams, nest({name: widen(x) for name, x in tensors.items()})
+    tensors = {name: widen(x) for name, x in tensors.items()}
+    for name, x in tensors.items():
+        if not math.isfinite(x.ravel() @ x.ravel()):  # the fastest way to look at all numbers
+            raise ValueError(
+                f"{directory}: tensor {name} has numbers that are not finite or too large: it is "
+                "damaged; fetch or train the model again"
+            )
+    return vocabulary, hparams, nest(tensors)
 
 
 def read_model(directory, is_released=False):
     """Return vocabulary, hparams and {name: array as it is stored} of all parameters."""
     vocabulary = read_vocabulary(directory, is_released)
     prefix = bundle_prefix(directory)
-    if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
-        config = read_config(directory / "config.json")
-        eos_token_ids = read_eos(directory, is_released)
+    if (directory / WEIGHTS).exists() or (directory / INDEX).exists():
+        path = directory / "config.json"
+        config = read_config(path)
+        eos_token_ids = read_eos(directory, config, is_released)
         tensors = strip_names(directory, read_weights(directory), config["tie_word_embeddings"])
     elif prefix:
         from model_files.tensor_bundle import read_tensor_bundle  # few directories need it
 
-        config = read_config(directory / "hparams.json")
+        path = directory / "hparams.json"
+        config = read_config(path)
         eos_token_ids = [vocabulary.ids.get(END_OF_TEXT)]
         tensors = from_openai(read_tensor_bundle(prefix))
-    elif (directory / "pytorch_model.bin").is_file():
+    elif (directory / "pytorch_model.bin").exists():
         raise ValueError(
             f"{directory}/pytorch_model.bin is a pickle, which can run any code, and is not "
             f"opened: convert it to {WEIGHTS}"
@@ -202,6 +229,7 @@ def read_model(directory, is_released=False):
             f"{directory}: the vocabulary has {len(vocabulary.ids)} tokens, the model "
             f"{hparams['n_vocab']}"
         )
+    check_sizes(path, config, tensors)
     return vocabulary, hparams, check_tensors(directory, hparams, tensors)
 
 
@@ -219,25 +247,28 @@ def read_config(path):
     if config["n_inner"] is None and type(config["n_embd"]) is int:
         config["n_inner"] = 4 * config["n_embd"]
     for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "n_inner"):
-        if type(config[name]) is not int or not 0 < config[name] < 1 << 31:
+        if type(config[name]) is not int or not 0 < config[name] < 1 << 48:
             raise ValueError(f"{path}: {name} is {config[name]!r:.40}, not a positive whole number")
     if config["n_embd"] % config["n_head"]:
-        raise ValueError(f"{path}: n_embd {config['n_embd']} is not divisible by n_head")
+        sizes = f"n_embd {config['n_embd']} is not divisible by n_head {config['n_head']}"
+        raise ValueError(f"{path}: {sizes}")
     eps = config["layer_norm_epsilon"]
     if type(eps) not in (int, float) or not 0 < eps < 1:
         raise ValueError(f"{path}: layer_norm_epsilon is {eps!r:.40}, not between 0 and 1")
     return config
 
 
-def read_eos(directory, is_released):
+def read_eos(directory, config, is_released):
     """Return the ids that end a text, from generation_config.json if it exists, or config.json.
 
     So does transformers.
     """
-    path = directory / "generation_config.json"
-    if is_released or not path.is_file():
+    path = directory / GENERATION
+    if is_released or not path.exists():
         path = directory / "config.json"
-    ids = read_json(path).get("eos_token_id")
+    else:
+        config = read_json(path)
+    ids = config.get("eos_token_id")
     if ids is None:
         return []
     ids = ids if isinstance(ids, list) else [ids]
@@ -249,9 +280,9 @@ def read_eos(directory, is_released):
 def read_training(directory):
     """Return what train.py recorded about a model: its options by name, and the stop words."""
     path = directory / "training.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
-    training = read_json(path)
+    training = read_json(path, read_bytes(path))  # it may hold a megabyte of stop words
     stopwords = training.get("stopwords", [])
     if not isinstance(training.get("lowercase", False), bool):
         raise ValueError(f"{path}: lowercase is neither true nor false")
@@ -262,24 +293,32 @@ def read_training(directory):
 
 def read_weights(directory):
     """Return {name: array} of model.safetensors, or of the files that its index names."""
-    if (directory / WEIGHTS).is_file():
+    if (directory / WEIGHTS).exists():
         return read_safetensors(directory / WEIGHTS)
     weight_map = read_weight_map(directory / INDEX)
-    shards = {file: read_safetensors(directory / file) for file in set(weight_map.values())}
-    for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise ValueError(f"{directory / file}: tensor {name!r} is missing")
-    return {name: shards[file][name] for name, file in weight_map.items()}
+    tensors = {}
+    for file in set(weight_map.values()):
+        shard = read_safetensors(directory / file)
+        for name in weight_map:
+            if weight_map[name] == file:
+                if name not in shard:
+                    raise ValueError(f"{directory / file}: tensor {name!r:.80} is missing")
+                tensors[name] = shard[name]
+    return tensors
 
 
 def read_weight_map(index):
     """Return {name of a tensor: name of the file beside the index that holds it}."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)
-        for file in weight_map.values()
+        isinstance(file, str) and SHARD.fullmatch(file) for file in weight_map.values()
     ):
         raise ValueError(f"{index}: weight_map is not a dict of names of files beside it")
+    n_files = len(set(weight_map.values()))
+    if n_files > MAX_SHARDS:
+        raise ValueError(
+            f"{index}: weight_map names {n_files} files: at most {MAX_SHARDS} are read"
+        )
     return weight_map
 
 
@@ -319,6 +358,24 @@ def from_openai(tensors):
     return renamed
 
 
+def check_sizes(path, config, tensors):
+    """Raise ValueError unless the sizes in config.json, path, are those of the tensors.
+
+    Only after this check may anything be built that is as large as config.json says.
+    """
+    for key, (name, axis) in SIZES.items():
+        if name not in tensors:
+            raise ValueError(f"{path.parent}: tensor {name} is missing")
+        shape = tensors[name].shape
+        if axis < len(shape) and config[key] != shape[axis]:
+            found = f"but tensor {name} has shape {shape}: take both from the same model"
+            raise ValueError(f"{path}: {key} is {config[key]}, {found}")
+    n_layer = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    if config["n_layer"] != n_layer:
+        found = f"but the weights have {n_layer} layers: take both from the same model"
+        raise ValueError(f"{path}: n_layer is {config['n_layer']}, {found}")
+
+
 def check_tensors(directory, hparams, tensors):
     """Return the tensors in the order of parameter_shapes; ValueError if they do not fit it."""
     shapes = parameter_shapes(**hparams)
@@ -341,19 +398,17 @@ def check_tensors(directory, hparams, tensors):
 def save_model(directory, hparams, params, vocabulary, dtype="float32"):
     """Write a directory that transformers opens as well.
 
-    The weights are written first, so that a full disk replaces nothing, and renamed last.
+    The weights are written first, so that a full disk replaces nothing, and get their name last.
+    ValueError if another file in the directory would change what the model means.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    new = directory / f"{WEIGHTS}.new"
-    try:
-        write_weights(new, flatten(params), dtype)
+    if (directory / GENERATION).exists():
+        raise ValueError(f"{directory / GENERATION} belongs to another model: move it away")
+    with write_atomic(directory / WEIGHTS) as file:
+        write_weights(file, flatten(params), dtype)
         save_vocabulary(vocabulary, directory)
         write_config(directory, hparams, dtype)
-        (directory / "generation_config.json").unlink(missing_ok=True)  # of a model before it
-        os.replace(new, directory / WEIGHTS)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def write_config(directory, hparams, dtype="float32"):
@@ -377,10 +432,32 @@ def write_config(directory, hparams, dtype="float32"):
         file.write(json.dumps(config, indent=2).encode() + b"\n")
 
 
-def write_weights(path, tensors, dtype="float32"):
+def write_weights(file, tensors, dtype="float32"):
     """Write {name: array} as transformers names them."""
     named = {f"transformer.{name}": x for name, x in tensors.items()}
-    write_safetensors(path, named, {"format": "pt"}, dtype)
+    write_tensors(file, named, {"format": "pt"}, dtype)
+
+
+INSTALLED = "source.json", "generation_config.json", *SIDE_FILES
+INSTALLED += "tokenizer.json", "vocab.json", "merges.txt"
+
+
+def check_free(source, directory):
+    """Raise FileExistsError if installing would replace or delete a file of the user.
+
+    The files are ours if source.json is; a file that is the same as the new one is not lost.
+    """
+    import filecmp
+
+    with contextlib.suppress(OSError, ValueError):
+        if read_json(directory / "source.json").keys() == {"repository", "commit"}:
+            return
+    for name in (*INSTALLED, "config.json"):
+        old, new = directory / name, source / name
+        is_same = old.exists() and new.exists() and filecmp.cmp(old, new, shallow=False)
+        if os.path.lexists(old) and not is_same:
+            advice = "move it away, or use another models_dir"
+            raise FileExistsError(f"{old} is in the way, and was not downloaded: {advice}")
 
 
 def install(source, directory, only_vocabulary=False):
@@ -393,14 +470,15 @@ def install(source, directory, only_vocabulary=False):
     if not only_vocabulary:
         _, hparams, tensors = read_model(source)
         check_space(directory, 4 * sum(x.size for x in tensors.values()))
-    names = "source.json", "generation_config.json", *SIDE_FILES
-    names += "tokenizer.json", "vocab.json", "merges.txt"
-    for old in (*directory.glob("*.tmp"), *map(directory.joinpath, names)):
-        old.unlink(missing_ok=True)
-    for name in names:
+    check_free(source, directory)
+    remove_temporary(directory)
+    for name in reversed(INSTALLED[1:]):  # source.json still says that the others are ours
+        (directory / name).unlink(missing_ok=True)
+    for name in INSTALLED:
         if (source / name).exists():
             with write_atomic(directory / name) as file:
                 file.write((source / name).read_bytes())
     if not only_vocabulary:
         write_config(directory, hparams)
-        write_weights(directory / "model.safetensors", tensors)
+        with write_atomic(directory / WEIGHTS) as file:
+            write_weights(file, tensors)

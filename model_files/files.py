@@ -4,11 +4,26 @@ import codecs
 import contextlib
 import json
 import os
+import re
+import stat
 import sys
 import time
+from urllib.parse import unquote
 
 LOCK_PAUSE = 0.5  # seconds between two attempts to get a lock
-MAX_JSON = 16 << 20  # bytes; the real ones have 14 KB (a header) and 1 MB (a vocabulary)
+MAX_JSON = 12 << 20  # bytes; a vocabulary of 50,000 tokens has 1 MB, or 4 MB in tokenizer.json
+MAX_SETTINGS = 1 << 20  # bytes of other files; the real ones have at most 80 KB
+MAX_VALUES = 500_000  # in a file; each may take 260 bytes of memory. 50,000 tokens are 200,000
+# What could move the cursor, change colours, begin a new line or reverse the order of characters.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+USER = re.compile(r"^(\s*[\w+.-]+://)[^/?#]*@|^\s*[^/\\?#@:]{2,}:[^/\\?#]*@")  # me:password@
+BAD_PORT = re.compile(r"(?s)^(\s*[\w+.-]+://[^/?#:\[]*:)(?!\d*([/?#]|$)).*")  # me:pass/word@
+SECRET = re.compile(  # the name of a parameter in an address
+    "(token|secret|passwd|password|pwd|credentials?|signature|authorization|jwt|accesskeyid)$"
+    "|(^|[^a-z]|api|access|secret|private|auth|o)(key|sig|auth|pass)$",
+    re.I,
+)
 
 
 def read_json(path, data=None):
@@ -26,7 +41,9 @@ def read_json(path, data=None):
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
 
-    data = read_bytes(path) if data is None else data
+    data = read_bytes(path, MAX_SETTINGS) if data is None else data
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise ValueError(f"{path}: more than {MAX_VALUES} values")
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
         if not isinstance(content, dict):
@@ -36,41 +53,70 @@ def read_json(path, data=None):
     return content
 
 
-def read_bytes(path):
+def open_regular(path):
+    """Open a file for reading bytes. ValueError if it is a directory, a pipe or a device, some of
+    which never end, or make their reader wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    return open(path, "rb")
+
+
+def read_bytes(path, limit=MAX_JSON):
     """Return the bytes of a small text file, without the byte order mark of some editors."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise ValueError(f"{path}: larger than {MAX_JSON} bytes")
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path}: larger than {limit} bytes")
     return data.removeprefix(codecs.BOM_UTF8)
 
 
 @contextlib.contextmanager
 def write_atomic(path):
-    """Open a new binary file that gets its name when it is whole, and is removed after an error."""
-    temporary = f"{path}.tmp"
+    """Open a binary file for writing, which replaces the one at path when it is whole.
+
+    After an error nothing has changed. The mode of an existing file is kept; a symbolic link stays,
+    and what it points to is replaced. A pipe or a device is written into, as by any program.
+    """
     try:
-        with open(temporary, "wb") as file:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = None
+    target = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(target), f".gpt2-{os.urandom(8).hex()}.tmp")
+    try:
+        if mode is not None and not stat.S_ISREG(mode):
+            with open(path, "wb") as file:
+                yield file
+            return
+        with open(temporary, "xb") as file:
+            if mode is not None:
+                os.chmod(temporary, stat.S_IMODE(mode))
             yield file
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the name and lose the bytes
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from None  # such as a full disk
         raise
 
 
-def try_lock(path):
-    """Return a file that is locked until it is closed or the process ends.
+def remove_temporary(directory):
+    """Remove what write_atomic left in a directory when it was killed. Needs a lock on it."""
+    for path in directory.glob(".gpt2-*.tmp"):
+        if re.fullmatch(r"\.gpt2-[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
-    None if another process has locked it.
-    """
+
+def try_lock(path):
+    """Return a file, open for reading and writing, that is locked until it is closed or the process
+    ends. None if another process has locked it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "wb"))
+        file = stack.enter_context(open(path, "a+b"))  # what is in it stays
+        file.seek(0)
         try:
             if os.name == "nt":
                 import msvcrt
@@ -93,11 +139,13 @@ def try_lock(path):
 
 @contextlib.contextmanager
 def lock(directory):
-    """Let one process at a time work in a directory; the others wait. Remove it if it is empty."""
+    """Let one process at a time work in a directory; the others wait. Afterwards, remove the
+    directories that were made for that and are empty."""
     path = directory / "fetch.lock"
+    made = [directory / "incomplete", *missing_directories(directory)]
     file = try_lock(path)
     if not file:
-        print(f"waiting for another process, which downloads into {directory}", file=sys.stderr)
+        say(f"waiting for another process, which downloads into {directory}")
     while not file:
         time.sleep(LOCK_PAUSE)
         file = try_lock(path)
@@ -105,18 +153,24 @@ def lock(directory):
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            os.remove(path)
+            if not file.read(1):  # else it is the user's
+                os.remove(path)
         file.close()
-        for empty in (directory / "incomplete", directory, directory.parent):
+        for empty in made:
             with contextlib.suppress(OSError):
                 empty.rmdir()
+
+
+def missing_directories(directory):
+    """Return which of a directory and its parents do not exist, the innermost first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def remove(path):
     """Remove a file, or a directory with all that is in it, as far as that is possible."""
     import shutil  # imports three libraries of compression
 
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -150,7 +204,33 @@ def digest_of(path, like):
     return hasher.hexdigest()
 
 
+def without_user(address):
+    """Return an address without its user and password."""
+    return BAD_PORT.sub(r"\1...", USER.sub(r"\1", address))
+
+
+def without_credentials(address):
+    """Return an address without its user, its password and parameters such as a token or a key.
+
+    Only this is printed and kept. Names and paths stay as they are.
+    """
+    address = without_user(address)
+    if "://" not in address:
+        return address
+    path, _, query = address.partition("#")[0].partition("?")
+    fields = re.findall("[^&;]+[&;]?", query)
+    kept = [field for field in fields if not SECRET.search(unquote(field.partition("=")[0]))]
+    return f"{path}?{''.join(kept)}".rstrip("?&;")
+
+
 def printable(text):
-    """Return a text from elsewhere as one short line without control characters."""
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(text.split())[:500]
+    """Return a text from elsewhere in one line, its control characters spelled as in Python."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def say(text):
+    """Print a line to standard error. If that is a full disk, this and later lines are dropped."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")

@@ -7,48 +7,23 @@ HF_ENDPOINT and other variables mean what they mean to Hugging Face's own tools.
 """
 
 import binascii
-import contextlib
 import json
 import math
 import os
 import re
-import sys
+import stat
 import time
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
+from model_files import BUNDLE, CONFIG, SHA256, SIZES
 from model_files import files as disk
-from model_files.directory import holds_model, install, is_complete, read_config, read_weight_map
+from model_files.directory import check_free, holds_model, install, read_config, read_weight_map
 from model_files.vocabulary import FILES, holds_vocabulary, read_vocabulary
 
 HUB = "https://huggingface.co"
 STORE = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-SIZES = {  # repository, commit
-    "124M": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
-    "355M": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
-    "774M": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
-    "1558M": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
-}
-CONFIG = {  # the other keys have GPT-2's values by default
-    "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "eos_token_id": 50256},
-    "355M": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "eos_token_id": 50256},
-    "774M": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "eos_token_id": 50256},
-    "1558M": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "eos_token_id": 50256},
-}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BUNDLE = "model.ckpt.data-00000-of-00001"  # the weights in OpenAI's store
-VOCAB = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-SHA256 = {
-    **{f"{size}/vocab.json": VOCAB for size in SIZES},
-    **{f"{size}/merges.txt": MERGES for size in SIZES},
-    f"124M/{WEIGHTS}": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-    f"355M/{WEIGHTS}": "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd",
-    f"774M/{WEIGHTS}": "5f47f3e12f91cd33b662ce7e433b6150ad5512b5884a2cee961b50e9c3bbebce",
-    f"1558M/{WEIGHTS}": "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
-    f"124M/{BUNDLE}": "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
-    "124M/model.ckpt.index": "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
-}
 OTHER_KINDS = {  # a part of a file's name: what a repository has instead of a model
     "adapter_config.json": "it has an adapter of another model: merge the two with peft",
     ".gguf": "it has GGUF files for llama.cpp: look for the model that they were made from",
@@ -74,7 +49,7 @@ class Failure(OSError):
     """An attempt failed. wait: seconds before the next one; infinite if it cannot help."""
 
     def __init__(self, reason, wait=0.0):
-        super().__init__(disk.printable(reason))
+        super().__init__(disk.printable(reason)[:500])
         self.wait = wait
 
 
@@ -84,16 +59,6 @@ def hugging_face_path(variable, name):
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
     path = os.environ.get(variable) or f"{home}/{name}"
     return Path(os.path.expandvars(os.path.expanduser(path)))
-
-
-def find_cached(repo, revision):
-    """Return the directory of Hugging Face's cache that holds a whole repository, or None."""
-    variable = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HUGGINGFACE_HUB_CACHE"
-    cache = hugging_face_path(variable, "hub") / f"models--{repo.replace('/', '--')}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # refs holds no commits
-        revision = (cache / "refs" / revision).read_text(encoding="ascii").strip()
-    directory = cache / "snapshots" / revision
-    return directory if is_complete(directory) else None
 
 
 def read_token():
@@ -107,6 +72,12 @@ def read_token():
     return token
 
 
+def close_redirect(answer, **options):
+    """Drop the body of a redirect, which requests would read even if it never ends."""
+    if answer.is_redirect:
+        answer.close()
+
+
 class Server:
     """Where files come from. It gets the token, or else the user and password in its address; a
     server that it redirects to gets neither. token: None unless it is a hub."""
@@ -116,10 +87,12 @@ class Server:
         from requests.exceptions import BaseHTTPError, RequestException
 
         self.errors = BaseHTTPError, RequestException, ValueError, TypeError
-        self.base = re.sub("//[^/?#]*@", "//", address)
-        self.login = re.search("//([^/?#:]*):([^/?#]*)@", address)
+        self.base = disk.without_user(address)
+        self.shown = self.base.partition("?")[0]
+        self.login = re.match("[^/]*//([^/?#:]*):?([^/?#]*)@", address)
         self.token = token
         self.session = requests.Session()
+        self.session.hooks["response"] = close_redirect
         self.session.auth = self.session.rebuild_auth = self.authorize
 
     def authorize(self, request, response=None):
@@ -138,18 +111,22 @@ class Server:
         answer = self.session.get(self.base + path, headers=extra, stream=True, timeout=TIMEOUT)
         status = answer.status_code
         headers = answer.headers
-        if status in (200, 206) and "html" in headers.get("Content-Type", ""):
-            raise Failure("a web page came instead: does this network require a login?")
         if status in (200, 206):
+            if "html" in headers.get("Content-Type", ""):
+                raise Failure("a web page came instead: does this network require a login?")
+            if headers.get("Content-Encoding", "identity") != "identity":
+                raise Failure("it comes compressed: download it yourself, and unpack it")
             return answer
+        answer.close()
         code = headers.get("X-Error-Code", "")
         if self.session.should_strip_auth(self.base, answer.url):
             raise Failure(f"{status} after a redirect")  # to a signed address that has expired
         if status == 401 and self.token and code != "GatedRepo":
-            print("your token is not valid (any more): continuing without it", file=sys.stderr)
+            disk.say("your token is not valid (any more): continuing without it")
             self.token = ""
             return self.ask(path, **extra)
         reason = f"{status} {code} {headers.get('X-Error-Message') or answer.reason or ''}"
+        reason = " ".join(reason.split())
         if status in (408, 416, 425, 429) or status >= 500:
             wait = re.search(r"\br=0\s*;\s*t=(\d+)", headers.get("RateLimit", ""))
             wait = wait or re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", ""))
@@ -176,66 +153,80 @@ class Server:
             failures = 1 if progress() > furthest else failures + 1
             furthest = max(furthest, progress())
             pause = max(failure.wait, PAUSE * 2 ** (failures - 1))
-            line = f"{self.base.partition('?')[0]}: {what}: {failure}"
+            line = f"{self.shown}: {what}: {failure}"
             if failures == ATTEMPTS or pause > MAX_PAUSE:
                 raise Failure(line, math.inf)
-            print(f"{line}; retrying in {pause:.0f} s", file=sys.stderr)
+            disk.say(f"{line}; retrying in {pause:.0f} s")
             time.sleep(pause)
 
 
-def download(server, path, target, size=None, digest=""):
-    """Download a file: resume its part, verify it, and give it its name. A text has no digest, and
-    is resumed only within this call, while the server gives it the same tag."""
+def receive(server, path, file, name, size=None, digest=""):
+    """Write a file of a server to the end of an open one, and verify it. A text has no digest: it
+    is resumed only while the server gives it the same tag, and otherwise fetched whole."""
     from tqdm import tqdm
 
-    part = target.with_name(f"{target.name}.{digest[:16]}.part")
     tag = None
-    if not digest:
-        part.unlink(missing_ok=True)
-    elif target.exists() and disk.digest_of(target, digest) == digest:
-        return
 
-    def receive():
+    def fetch_rest():
         nonlocal size, tag
-        have = disk.size_of(part)
+        have = file.tell()
         can_resume = 0 < have < (size or 0) and (digest or tag)
         extra = {"Range": f"bytes={have}-", "If-Range": tag} if can_resume else {}
         with server.ask(path, **extra) as answer:
             headers = answer.headers
             is_part = answer.status_code == 206
-            length = None if "Content-Encoding" in headers else headers.get("Content-Length")
-            if is_part and not headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            length = headers.get("Content-Length", "")
+            place = re.match(rf"bytes {have}-\d+/(\d+)", headers.get("Content-Range", ""))
+            is_same = place and place[1] == str(size) and tag in (None, headers.get("ETag"))
+            if is_part and not (can_resume and is_same):
                 raise Failure("this is not the part of the file that was asked for")
-            if digest and not is_part and length not in (None, str(size)):
+            if digest and not is_part and length not in ("", str(size)):
                 raise Failure(f"{length} bytes come instead of {size}")
             if not digest and not is_part:
-                part.unlink(missing_ok=True)
-                size = int(length) if length else None
+                is_chunked = answer.raw.chunked
+                if not is_chunked and not length.isdecimal():
+                    raise Failure("it comes without its length: download it yourself", math.inf)
+                size = None if is_chunked else int(length)
                 tag = headers.get("ETag") if headers.get("ETag", "").startswith('"') else None
-            skip = 0 if is_part else disk.size_of(part)
+                file.seek(0)
+                file.truncate()
+            skip = 0 if is_part else file.tell()
             options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
-            bar = tqdm(total=size, initial=disk.size_of(part), desc=target.name, **options)
-            with bar, open(part, "ab") as file:
+            with tqdm(total=size, initial=file.tell(), desc=name, **options) as bar:
                 for chunk in answer.iter_content(CHUNK):
                     file.write(chunk[skip:])
                     bar.update(len(chunk[skip:]))
                     skip = max(0, skip - len(chunk))
                     if file.tell() >= (size or math.inf):
                         break
-                file.flush()
-                os.fsync(file.fileno())
 
     def attempt():
-        if disk.size_of(part) < (size or math.inf):
-            receive()
-        if disk.size_of(part) < (size or 0):
+        if file.tell() < (size or math.inf):
+            fetch_rest()
+        if file.tell() < (size or 0):
             raise Failure("the connection broke")
-        if digest and disk.digest_of(part, digest) != digest:
-            part.unlink()
+        file.flush()
+        if digest and disk.digest_of(Path(file.name), digest) != digest:
+            file.seek(0)
+            file.truncate()
             raise Failure("the bytes do not have the hash of this file")
 
-    server.retry(target.name, attempt, progress=lambda: disk.size_of(part))
-    os.replace(part, target)
+    server.retry(name, attempt, progress=file.tell)
+
+
+def download(server, path, target, size, digest):
+    """Download a file of a model: resume its part, and give it its name when it is whole."""
+    if target.exists() and disk.digest_of(target, digest) == digest:
+        return
+    part = target.with_name(f"{target.name}.{digest[:16]}.part")
+    try:
+        with open(part, "ab") as file:
+            receive(server, path, file, target.name, size, digest)
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        if disk.size_of(part) == 0:
+            part.unlink(missing_ok=True)
 
 
 def download_all(server, stage, files):
@@ -243,6 +234,8 @@ def download_all(server, stage, files):
     needed = sum(2 * size for _, size, _ in files.values())
     disk.check_space(stage, needed - sum(path.stat().st_size for path in stage.iterdir()))
     for name, (path, size, digest) in files.items():
+        if name.startswith("model"):  # the weights, after the small files
+            check_free(stage, stage.parent)
         download(server, path, stage / name, size, digest)
 
 
@@ -250,7 +243,7 @@ def list_files(server, name, repo, revision):
     """Return the commit that a revision names, and {name: (path, size, digest)} of its files."""
     path = f"/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
     with server.ask(path) as answer:
-        listing = disk.read_json("list", answer.raw.read(disk.MAX_JSON, decode_content=True))
+        listing = disk.read_json("list", answer.raw.read(disk.MAX_JSON))
     files = {}
     try:
         commit = re.fullmatch("[0-9a-f]{40}", listing["sha"])[0]
@@ -286,10 +279,10 @@ def from_hub(name, repo, revision, stage, only_vocabulary):
     else:
         get("config.json")
         read_config(stage / "config.json")  # before gigabytes of another architecture
-        (stage / "source.json").write_text(json.dumps({"repository": repo, "commit": commit}))
         get(*[file for file in ("generation_config.json", *FILES) if file in files])
     if name in SIZES or "tokenizer.json" not in files:
         get("vocab.json", "merges.txt")
+    (stage / "source.json").write_text(json.dumps({"repository": repo, "commit": commit}))
     read_vocabulary(stage)
     if only_vocabulary:
         return
@@ -312,10 +305,11 @@ def from_store(name, repo, revision, stage, only_vocabulary):
         with server.retry(theirs, server.ask, path) as answer:
             size = answer.headers.get("Content-Length", "")
             md5 = re.fullmatch("[A-Za-z0-9+/]{22}==", answer.headers.get("Content-MD5", ""))
-        if not size.isdecimal() or not (md5 or f"{name}/{file}" in SHA256):
-            raise Failure(f"{server.base}{path} comes without its length or Content-MD5")
+        if not re.fullmatch("[0-9]{1,15}", size) or not (md5 or f"{name}/{file}" in SHA256):
+            raise Failure(f"{server.shown}{path} comes without its length or Content-MD5")
         md5 = binascii.a2b_base64(md5[0]).hex() if md5 else ""
         files[file] = path, int(size), SHA256.get(f"{name}/{file}", md5)
+    (stage / "source.json").write_text(json.dumps({"repository": STORE, "commit": name}))
     (stage / "hparams.json").write_text(json.dumps(CONFIG[name]))
     download_all(server, stage, files)
 
@@ -333,18 +327,23 @@ def fetch(name, repo, revision, directory, only_vocabulary=False):
         for source in sources:
             if is_here(directory):  # another process has downloaded it
                 return
-            print("; ".join([*reasons, f"downloading {name} to {directory}"]), file=sys.stderr)
+            disk.say("; ".join([*reasons, f"downloading {name} to {directory}"]))
             stage.mkdir(exist_ok=True)
+            for path in stage.iterdir():
+                if not stat.S_ISREG(path.lstat().st_mode):  # a pipe could make us wait for ever
+                    disk.remove(path)
             try:
                 source(name, repo, revision, stage, only_vocabulary)
                 install(stage, directory, only_vocabulary)
                 if not only_vocabulary or not any(stage.glob("model*")):  # weights may be resumed
                     disk.remove(stage)
                 return
+            except FileExistsError:  # a file of the user is where one would be installed
+                raise
             except ValueError as error:  # it is not a GPT-2
                 disk.remove(stage)
                 reasons.append(str(error).replace(f"{stage}{os.sep}", ""))
             except OSError as error:
                 reasons.append(str(error))
     kept = f"; what has arrived is kept in {stage}" if stage.exists() else ""
-    raise OSError(f"{name} could not be downloaded: {'; '.join(reasons)}{kept}")
+    raise OSError(disk.printable(f"{name} could not be downloaded: {'; '.join(reasons)}{kept}"))

@@ -7,8 +7,9 @@ import os
 
 import numpy as np
 
-from model_files.files import MAX_JSON, read_json, write_atomic
+from model_files.files import MAX_SETTINGS, open_regular, read_json, write_atomic
 
+MAX_NAME = 250  # characters
 BF16 = np.dtype([("bfloat16", "<u2")])  # NumPy has no such number: its two bytes, to be widened
 DTYPES = {
     "F64": "<f8",
@@ -35,13 +36,15 @@ def read_safetensors(path):
     holes: {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]},
     ...}. ValueError naming the file if it is not like this.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        size = os.path.getsize(path)
         start = 8 + int.from_bytes(file.read(8), "little")
-        if not 8 < start <= min(size, MAX_JSON):
+        if not 8 < start <= min(size, MAX_SETTINGS):
             raise ValueError(f"{path}: no safetensors file, or cut off: {size} bytes")
         header = read_json(path, file.read(start - 8))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if max(map(len, header), default=0) > MAX_NAME:
+        raise ValueError(f"{path}: a tensor's name is longer than {MAX_NAME} characters")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{path}: __metadata__ is not a dict of strings")
@@ -85,6 +88,12 @@ def check_entry(path, name, entry):
 
 
 def write_safetensors(path, tensors, metadata=None, dtype=None):
+    """Write {name: array} into a new file."""
+    with write_atomic(path) as file:
+        write_tensors(file, tensors, metadata, dtype)
+
+
+def write_tensors(file, tensors, metadata=None, dtype=None):
     """Write {name: array}, aligned to 64 bytes, one tensor at a time; dtype converts them all.
 
     The header is padded with spaces, so that the data can be mapped and multiplied without a copy.
@@ -103,10 +112,9 @@ def write_safetensors(path, tensors, metadata=None, dtype=None):
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % 64)
-    with write_atomic(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(raw_bytes(tensors[name], stored[name]))
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(raw_bytes(tensors[name], stored[name]))
 
 
 def raw_bytes(x, dtype):

@@ -10,16 +10,18 @@ import os
 
 import numpy as np
 
+from model_files.files import open_regular
+
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 9: "<i8", 19: "<f2"}  # numbers of types.proto
 MAGIC = 0xDB4775248B80FB57  # ends a sorted string table
-MAX_INDEX = 1 << 20  # bytes; that of the largest GPT-2 has 20 KB
+MAX_INDEX = 1 << 17  # bytes; that of the largest GPT-2 has 20 KB
 MAX_KEY = 250  # bytes; as a key repeats the start of the one before, a small file has long ones
 
 
 def read_tensor_bundle(prefix):
     """Return {name: array mapped from the file, read-only}."""
     path, shards, ends, tensors = f"{prefix}.index", {}, {}, {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         index = file.read(MAX_INDEX + 1)
     try:
         n_shards, entries = read_index(index)
@@ -40,7 +42,7 @@ def read_tensor_bundle(prefix):
 
 
 def map_file(path):
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if os.path.getsize(path):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return b""  # of which there is no map
@@ -84,9 +86,13 @@ def read_table(data):
     """Yield (key, value) of a sorted string table, in order."""
     if not 48 <= len(data) <= MAX_INDEX or int.from_bytes(data[-8:], "little") != MAGIC:
         raise ValueError("its last bytes are not those of a table")
-    footer, last = data[-48:-8], None
-    position = varint(footer, varint(footer, 0)[1])[1]  # past the handle of the metaindex
+    footer, last, end = data[-48:-8], None, 0
+    position = read_handle(footer)[2]  # past the handle of the metaindex
     for _, handle in read_block(data, footer[position:]):
+        offset, size, _ = read_handle(handle)
+        if offset < end:  # a small file could repeat one block thousands of times
+            raise ValueError("its blocks overlap")
+        end = offset + size
         for key, value in read_block(data, handle):
             if last is not None and key <= last:
                 raise ValueError("its keys are not in order")
@@ -96,8 +102,8 @@ def read_table(data):
 
 def read_block(data, handle):
     """Yield (key, value) of the block at a handle; a key shares its start with the one before."""
-    offset, position = varint(handle, 0)
-    end = offset + varint(handle, position)[0]
+    offset, size, _ = read_handle(handle)
+    end = offset + size
     if end + 5 > len(data) or end < offset + 4 or data[end]:
         raise ValueError("a block is compressed or lies outside the file")
     end -= 4 + 4 * int.from_bytes(data[end - 4 : end], "little")  # restart offsets and their number
@@ -112,6 +118,13 @@ def read_block(data, handle):
         key = key[:shared] + block[position:value]
         position = value + length
         yield key, block[value:position]
+
+
+def read_handle(handle):
+    """Return where a block lies, how many bytes it has, and where its handle ends."""
+    offset, position = varint(handle, 0)
+    size, position = varint(handle, position)
+    return offset, size, position
 
 
 def read_proto(data):

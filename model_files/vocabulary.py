@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model_files import END_OF_TEXT
-from model_files.files import read_bytes, read_json, write_atomic
+from model_files.files import (
+    MAX_JSON,
+    MAX_SETTINGS,
+    MAX_VALUES,
+    read_bytes,
+    read_json,
+    write_atomic,
+)
 
 MAIN_FILES = (  # {our name: the file's name}; the first kind of which all files exist is read
     {"tokenizer.json": "tokenizer.json"},
@@ -23,6 +30,7 @@ MAIN_FILES = (  # {our name: the file's name}; the first kind of which all files
 )
 SIDE_FILES = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", *SIDE_FILES)
+MAX_ADDED = 200_000  # characters of all added tokens, which are searched for with one pattern
 GPT2_CLASSES = None, "GPT2Tokenizer", "GPT2TokenizerFast"
 FAST_CLASSES = "PreTrainedTokenizerFast", "TokenizersBackend"  # the old and the new name
 UNUSUAL = (  # keys of tokenizer.json's model that must be empty or false, as in GPT-2
@@ -64,7 +72,8 @@ def read_vocabulary(directory, is_released=False):
     directory = Path(directory)
     paths = find_files(directory, is_released)
     with paused_gc():
-        files = {name: read_bytes(path) for name, path in paths.items()}
+        limits = dict.fromkeys(SIDE_FILES, MAX_SETTINGS)
+        files = {name: read_bytes(path, limits.get(name, MAX_JSON)) for name, path in paths.items()}
         contents = {
             name: read_json(paths[name], data)
             for name, data in files.items()
@@ -91,6 +100,9 @@ def read_vocabulary(directory, is_released=False):
         except (AttributeError, KeyError, TypeError) as error:
             where = " or ".join(map(str, paths.values()))
             raise ValueError(f"{where}: damaged added tokens ({error!r:.80})") from None
+        if (n_chars := sum(map(len, added))) > MAX_ADDED:
+            fault = f"the added tokens have {n_chars} characters: at most {MAX_ADDED} are read"
+            raise ValueError(f"{directory}: {fault}")
     return Vocabulary(ids, merges, added, add_prefix_space, files, str(source))
 
 
@@ -106,10 +118,10 @@ def find_files(directory, is_released):
     kinds = reversed(MAIN_FILES) if is_released else MAIN_FILES
     for kind in kinds:
         paths = {name: directory / file for name, file in kind.items()}
-        if all(path.is_file() for path in paths.values()):
+        if all(path.exists() for path in paths.values()):
             if not is_released:
                 side = {name: directory / name for name in SIDE_FILES}
-                paths |= {name: path for name, path in side.items() if path.is_file()}
+                paths |= {name: path for name, path in side.items() if path.exists()}
             return paths
     raise FileNotFoundError(
         f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
@@ -154,15 +166,17 @@ def read_merges(path, data, ids):
     if text.startswith("#version"):
         text = text.partition("\n")[2]
     text = text.strip()
-    tokens = text.split()
     n_lines = text.count("\n") + 1 if text else 0
+    if n_lines > MAX_VALUES:
+        raise ValueError(f"{path}: {n_lines} merges: at most {MAX_VALUES} are read")
+    tokens = text.split(maxsplit=2 * n_lines)
     if len(tokens) != 2 * n_lines:
         raise ValueError(f"{path}: a line does not hold two tokens")
     known = dict(zip(ids, ids))
     try:
         tokens = [known[token] for token in tokens]
     except KeyError as error:
-        raise ValueError(f"{path}: {error} of a merge is not a token") from None
+        raise ValueError(f"{path}: {error!s:.40} of a merge is not a token") from None
     return list(zip(tokens[::2], tokens[1::2]))
 
 
@@ -170,7 +184,7 @@ def read_tokenizer(path, file):
     """Return ids and merges of a tokenizer.json that treats text as GPT-2 does."""
     try:
         model, post = file["model"], file.get("post_processor")
-        ids = dict(model["vocab"])
+        ids = dict(model["vocab"].items())
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
         known = dict(zip(ids, ids))
         merges = [(known[a], known[b]) for a, b in pairs]
@@ -182,7 +196,7 @@ def read_tokenizer(path, file):
             "post_processor": post is None or not adds_tokens(post),
             "decoder": not file.get("decoder") or file["decoder"]["type"] == "ByteLevel",
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: not a byte-level BPE vocabulary ({fault:.80})") from None
     for name in filterfalse(is_usual.get, is_usual):
@@ -218,7 +232,7 @@ def read_settings(directory, contents):
     if is_fast and not tokenizer:
         raise ValueError(f"{path}: tokenizer_class {name} reads tokenizer.json, which is missing")
     config = directory / "config.json"
-    if not name and config.is_file():
+    if not name and config.exists():
         other_name = read_json(config).get("tokenizer_class")
         if other_name not in GPT2_CLASSES:
             raise ValueError(f"{config}: tokenizer_class {other_name!r:.40} is not GPT-2's")
@@ -238,17 +252,24 @@ def read_settings(directory, contents):
     return True, add_prefix_space
 
 
-def save_vocabulary(vocabulary, directory):
-    """Write the files that the vocabulary was read from, or vocab.json and merges.txt."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def vocabulary_files(vocabulary):
+    """Return {name: bytes} of the files that the vocabulary was read from, or else of vocab.json
+    and merges.txt."""
     merges = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
-    files = vocabulary.files or {
+    return vocabulary.files or {
         "vocab.json": json.dumps(vocabulary.ids).encode(),
         "merges.txt": f"#version: 0.2\n{merges}".encode(),
     }
+
+
+def save_vocabulary(vocabulary, directory):
+    """Write the files of a vocabulary. ValueError if another file there would change its tokens."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = vocabulary_files(vocabulary)
+    for name in FILES:
+        if name not in files and (directory / name).exists():
+            raise ValueError(f"{directory / name} belongs to another vocabulary: move it away")
     for name, data in files.items():
         with write_atomic(directory / name) as file:
             file.write(data)
-    for name in {*FILES} - files.keys():  # of a model that was here before
-        (directory / name).unlink(missing_ok=True)

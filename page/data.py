@@ -115,7 +115,7 @@ def build_page(facts, arrays, encoder):
     arrays = {
         **arrays,
         "token_bytes": np.frombuffer(b"".join(tokens), np.uint8),
-        "token_lengths": np.array([*map(len, tokens)], np.uint16),
+        "token_lengths": np.array([*map(len, tokens)], np.int64),
     }
     packed = {name: pack(x) for name, x in arrays.items()}
     facts = {**facts, "address": ADDRESS, "arrays": packed}

@@ -7,7 +7,6 @@ function makeStrip() {
       id: `token-${i}`, role: "option", class: i < facts.n_prompt ? "chip prompt" : "chip",
       "aria-selected": "false", onclick: () => change({token: i}),
     }, token(nameOf(id)), make("small", {}, id), make("i", {"aria-hidden": "true"}));
-    if (id >= 0 && nameOf(id).includes("⏎") && i + 1 < n) chip.classList.add("breaks");
     list.append(chip);
   });
   facts.beyond.forEach(id => list.append(make("span", {

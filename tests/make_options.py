@@ -21,8 +21,15 @@ what is not UTF-8, and `valid_utf8` is then false; `ids`, without those of an en
 (nor of the token in which the stop begins); `log_probabilities`, the natural logarithm of each id's
 probability by the model's own logits, before any option changes them; `ended`, which is "end of
 text", "stop" or "length"; `seed`, null where nothing is drawn; `seconds`, without loading.
-Those of `batch.py` begin with `line`, the number of the prompt's line, and have `sample`, from 0
-on; a line that is no prompt has an object of `line` and `error`.
+
+`batch.py` reads one prompt per line, and passes over blank lines. If the first line is a JSON
+object, every line has to be one. It has the text `prompt`, and may have `id`, any value, which is
+copied to the output, and these options, which replace the command's for this line: `n_tokens`,
+`stop` (a text or a list of texts), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+`seed`. null stands for an option that is not given; any other key is an error. The objects that are
+printed begin with `line`, the number of the line, and `id`, and have `sample`, from 0 on. A line
+that is not a prompt, or is longer than 16 MB, gets an object of `line`, `id` if it has one, and
+`error`; the others are completed, and the exit status is 1.
 """
 
 

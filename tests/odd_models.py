@@ -257,7 +257,7 @@ MODELS = {
         weights=store(change=lambda t: t.pop("transformer.h.1.ln_2.bias")),
         refused="tensor h.1.ln_2.bias is missing",
     ),
-    "a layer too many": Odd({"n_layer": 1}, refused="tensor 'h.1.attn.c_attn.bias' is not"),
+    "a layer too many": Odd({"n_layer": 1}, refused="n_layer is 1, but the weights have 2 layers"),
     "an unknown tensor": Odd(
         weights=store(change=lambda t: t.update({"score.weight": np.ones((2, 8), np.float32)})),
         refused="'score.weight' is not",
@@ -266,7 +266,7 @@ MODELS = {
         weights=store(
             change=lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].T})
         ),
-        refused=r"wte.weight has shape \(8, 280\), not \(280, 8\)",
+        refused=r"vocab_size is 280, but tensor wte.weight has shape \(8, 280\)",
     ),
     "a pickle": Odd(
         weights=no_weights,
@@ -295,7 +295,7 @@ MODELS = {
     "n_ctx beside n_positions": Odd({"n_ctx": 1024}),
     "n_ctx alone": Odd({"n_positions": ABSENT, "n_ctx": 16}, reference=PLAIN),
     "a context without a size": Odd(
-        {"n_positions": ABSENT}, refused=r"wpe.weight has shape \(16, 8\), not \(1024, 8\)"
+        {"n_positions": ABSENT}, refused=r"n_positions is 1024, but .* shape \(16, 8\)"
     ),
     "a narrow MLP": Odd({"n_inner": 12}, shape={"n_inner": 12}),
     "an MLP whose width is null": Odd({"n_inner": None}),

@@ -1,11 +1,15 @@
 """batch.py against gpt2.py with one text at a time: logits, tokens, the command as a process."""
 
 import copy
+import io
 import json
+import math
 import os
 import queue
 import random
 import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -164,11 +168,24 @@ def test_no_prompts_and_no_tokens_are_allowed():
 def test_wrong_options_are_refused_when_generate_many_is_called():
     params = random_params(seed=8)
     for options in (
-        *({"n_tokens": -1}, {"n_tokens": 2.0}, {"batch_size": 0}, {"batch_size": None}),
-        *({"temperature": -1}, {"seed": 0.5}, {"top_k": 0}),
+        *({"n_tokens": x} for x in (-1, 2.0, True, "5", math.inf)),
+        *({"batch_size": x} for x in (0, -1, None, True, "5", 1.5)),
+        *({"temperature": -1}, {"temperature": True}, {"seed": 0.5}, {"top_k": 0}, {"top_k": True}),
     ):
         with pytest.raises(ValueError, match=f"{[*options][0]} is .*: it must be"):
             generate_many([[1]], params, TINY, **options)
+    for prompts in "low", ["low"], [[1], b"low"], [3, 1, 4], np.array([3, 1, 4]):
+        with pytest.raises(ValueError, match="a prompt is .*: it must be a list of ids"):
+            generate_many(prompts, params, TINY)
+    with pytest.raises(ValueError, match="prompts is 5: it must be a list of lists of ids"):
+        generate_many(5, params, TINY)
+    with pytest.raises(ValueError, match="an id is 101: it must be"):
+        generate_many([[1], [101]], params, TINY)
+    with pytest.raises(ValueError, match="params must be the dict with 'wte'"):
+        generate_many([], TINY, params)
+    options = {"n_tokens": np.int64(3), "batch_size": np.int32(2)}
+    found = list(generate_many(np.array([[3, 1], [4, 1]]), params, TINY, **options))
+    assert found == list(generate_many([[3, 1], [4, 1]], params, TINY, 3, 2)) and len(found) == 6
     steps = generate_many(iter([[1], [-1]]), params, TINY, 5, batch_size=1)
     assert iter(steps) is steps and [name for name, _ in zip("12345", steps)] == list("12345")
     with pytest.raises(ValueError, match="an id is -1"):  # prompts are read as they are needed
@@ -198,29 +215,60 @@ def test_generate_many_changes_none_of_its_arguments():
 
 
 def test_lines_are_read_ahead_but_not_too_many(monkeypatch):
-    n_read = 0
-
-    def endless():
-        nonlocal n_read
-        for _ in range(40):
-            n_read += 1
-            yield b"low\n"
-
     monkeypatch.setattr(batch, "MAX_WAITING", 5)
-    monkeypatch.setattr(cli, "open_bytes", lambda path: endless())
-    lines = batch.read_lines("-")
+    file, lines = read_ahead(monkeypatch, [b"low\n"] * 40)
+    wait_for(lambda: file.n_read >= 6)
+    assert file.n_read == 6 and lines.qsize() == 5
+    assert [lines.get(timeout=10)[0] for _ in range(41)] == [*range(1, 41), 0]
+
+
+def read_ahead(monkeypatch, lines):
+    """Return a file of lines that counts how many have been read, and the queue of batch.py."""
+    file = SimpleNamespace(n_read=0)
+
+    def readline(size):
+        file.n_read += 1
+        return lines[file.n_read - 1] if file.n_read <= len(lines) else b""
+
+    file.readline = readline
+    monkeypatch.setattr(cli, "open_bytes", lambda path: file)
+    return file, batch.read_lines("-")
+
+
+def wait_for(condition):
+    """Wait until a thread has reached a state, and then for what it must not do next."""
     until = time.monotonic() + 10
-    while n_read < 6 and time.monotonic() < until:
+    while not condition() and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert n_read == 6 and lines.qsize() == 5
-    assert [lines.get(timeout=10)[0] for _ in range(41)] == [*range(1, 41), 0]
+
+
+def test_only_one_long_line_is_read_ahead(monkeypatch):
+    monkeypatch.setattr(batch, "LONG_LINE", 9)
+    texts = [b"short\n", b"long" * 9, b"short\n", b"long" * 9, b"long" * 9]
+    file, lines = read_ahead(monkeypatch, texts)
+    for n_read, size in (2, 1), (4, 2), (4, 1), (5, 1), (6, 2):
+        expected = n_read, size
+        wait_for(lambda expected=expected: (file.n_read, lines.qsize()) == expected)
+        assert (file.n_read, lines.qsize()) == expected
+        lines.get(timeout=10)
+        lines.task_done()
+    assert lines.get(timeout=10) == (0, None)
+
+
+def test_only_the_beginning_of_a_line_that_is_too_long_is_kept(monkeypatch):
+    monkeypatch.setattr(batch, "MAX_LINE", 8)
+    text = b"12345678\n1234567\n" + b"long" * 99 + b"\nlow\n\n123456789\n" + b"long" * 99
+    found = list(batch.bounded_lines(io.BytesIO(text)))
+    long = b"longlongl"
+    assert found == [b"12345678\n", b"1234567\n", long, b"low\n", b"\n", b"123456789", long]
 
 
 def jobs_of(tiny, lines, **options):
     """Return Jobs for a queue of lines, as work makes them."""
     encoder, hparams, _ = tiny
-    args = {"n_tokens_to_generate": 3, "n_samples": 1, "seed": None, "stop": [], "sampling": {}}
+    args = {"n_tokens_to_generate": 3, "n_samples": 1, "stop": []}
+    args |= dict.fromkeys(batch.KEYS[4:])
     waiting = queue.Queue()
     for number, line in enumerate(lines, 1):
         waiting.put((number, line))
@@ -239,6 +287,17 @@ def test_a_slow_text_lets_only_so_many_later_ones_wait_for_their_turn(tiny, monk
     jobs.finish(0, "line 0")
     assert capsys.readouterr().out == "line 0\nline 1\nline 2\nline 3\n"
     assert jobs.next_text(wait=False).name.number == 5 and jobs.done == {}
+
+
+def test_lines_are_not_begun_while_too_many_bytes_wait_for_their_output(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "MAX_BYTES", 20)
+    jobs = jobs_of(tiny, [b"slow slow\n"] * 5 + [b"low\n"] * 9)
+    assert [jobs.next_text(wait=False) is None for _ in range(4)] == [False] * 3 + [True]
+    jobs.finish(1, "line 1")  # waits for line 0
+    assert jobs.next_text(wait=False) is None
+    jobs.finish(0, "line 0")
+    assert [jobs.next_text(wait=False) is None for _ in range(3)] == [False] * 2 + [True]
+    assert jobs.next_text(wait=True) is not None  # nothing else is left to do
 
 
 def test_the_progress_bar_counts_prompts(models_dir, tmp_path, monkeypatch, capsys):
@@ -265,17 +324,19 @@ def test_the_progress_bar_counts_prompts(models_dir, tmp_path, monkeypatch, caps
     assert [bar.n for bar in bars] == [3] and capsys.readouterr().out.count("\n") == 6
 
 
-@pytest.mark.parametrize("error", [OSError("unplugged"), ValueError("I/O on a closed file")])
+@pytest.mark.parametrize("error", [OSError("unplugged"), ValueError("closed"), MemoryError()])
 def test_an_error_while_reading_is_not_the_end_of_the_input(error, models_dir, monkeypatch, capsys):
-    def lines():
-        yield b"low\n"
-        raise error
+    def readline(size, lines=[b"low\n", b"slow\n"] * 2):  # noqa: B006
+        if not lines:
+            raise error
+        return lines.pop()
 
-    monkeypatch.setattr(cli, "open_bytes", lambda path: lines())
-    options = "--batch_size", "1", "--n_tokens_to_generate", "2", *model_options(models_dir)
+    monkeypatch.setattr(cli, "open_bytes", lambda path: SimpleNamespace(readline=readline))
+    options = "--n_tokens_to_generate", "2", *model_options(models_dir)
     assert batch.main(["-", *map(str, options)]) == 1
     out, errors = capsys.readouterr()
-    assert json.loads(out)["line"] == 1 and f"batch.py: error: {error}\n" in errors
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 2, 3, 4]
+    assert errors.startswith("batch.py: error: ") and str(error) in errors
 
 
 # The command
@@ -299,12 +360,13 @@ def without_time(found):
 
 
 def test_each_prompt_gets_the_object_that_gpt2_would_give(complete, models_dir, tmp_path):
-    prompts = ["low", "", " slower é ", "low low low low low low low low low low low low low"]
-    (tmp_path / "p.txt").write_bytes("\ufefflow\n\n slower é \r\n".encode() + prompts[3].encode())
+    prompts = ["low", " slower é ", "low low low low low low low low low low low low low"]
+    start = "\ufefflow\n\n \t\r\n slower é \r\n"
+    (tmp_path / "p.txt").write_bytes(start.encode() + prompts[2].encode() + b"\n \n")
     done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "12", "--batch_size", "3")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, b"")
-    assert [one["line"] for one in found] == [1, 2, 3, 4]
+    assert [one["line"] for one in found] == [1, 4, 5]  # blank lines are counted, not completed
     for one, prompt in zip(found, prompts):
         expected = alone(models_dir, prompt)
         np.testing.assert_allclose(
@@ -341,31 +403,170 @@ def test_samples_are_those_of_their_seeds(complete, models_dir, tiny, tmp_path):
     assert found[3]["seed"] == found[5]["seed"] != found[6]["seed"]
 
 
+def objects(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_options_in_an_object_replace_those_of_the_command(complete, models_dir, tmp_path):
+    command_line = "--seed", "11", "--n_tokens_to_generate", "12"
+    text = alone(models_dir, "low", *command_line)["text"]
+    first, second, third = sorted({*filter(str.isascii, text)}, key=text.index)[2:5]
+    cases = [
+        ({"id": 7, "seed": 5, "top_k": 9, "n_tokens": 3}, ["--seed", "5", "--top_k", "9"]),
+        ({"id": {"a": [None]}, "temperature": 0}, ["--temperature", "0"]),
+        ({"id": None, "temperature": 1.5, "seed": 3}, ["--temperature", "1.5", "--seed", "3"]),
+        ({"id": "x", "top_p": 0.5, "min_p": 0.1}, ["--top_p", "0.5", "--min_p", "0.1"]),
+        ({"repetition_penalty": 2}, ["--repetition_penalty", "2"]),
+        ({"stop": first, "seed": None, "top_k": None}, ["--stop", first]),
+        ({"stop": [third, second]}, ["--stop", second, "--stop", third]),
+        ({"stop": []}, ["--stop", "nowhere"]),
+    ]
+    lines = [json.dumps({"prompt": "low", **entry}) for entry, _ in cases]
+    (tmp_path / "p.jsonl").write_text("\n" + "\n \n".join(lines), encoding="utf-8")
+    found = objects(complete(tmp_path / "p.jsonl", *command_line, "--stop", third))
+    assert [one["line"] for one in found] == [*range(2, 17, 2)]
+    for one, (entry, args) in zip(found, cases):
+        assert ("id" in one) == ("id" in entry) and one.pop("id", None) == entry.get("id")
+        stop = [] if "--stop" in args else ["--stop", third]
+        length = ["--n_tokens_to_generate", str(entry.get("n_tokens", 12))]
+        expected = alone(models_dir, "low", "--seed", "11", *stop, *args, *length)
+        assert one["ids"] == expected["ids"] and one["seed"] == expected["seed"]
+        assert one["ended"] == expected["ended"]
+    assert [one["ended"] for one in found[-3:]] == ["stop", "stop", "length"]
+    assert len(found[-3]["ids"]) < len(found[-2]["ids"])
+
+
+def test_an_option_in_an_object_makes_its_completion_random_as_on_the_command_line(
+    complete, tmp_path
+):
+    lines = '{"prompt": "low"}', '{"prompt": "low", "top_k": 50}', '{"prompt": "low", "min_p": 0}'
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    found = objects(complete(tmp_path / "p.jsonl"))
+    assert [one["seed"] is None for one in found] == [True, False, False]
+
+
+BAD_TEXTS = b'low\n\xff\xfe\nslow\n{"prompt": 3}\n\n[' + b"[" * 3000
+BAD_OBJECTS = {
+    '{"prompt": "low"}': None,
+    "low": "damaged JSON",
+    '{"text": "low"}': "unknown key 'text': known are prompt, id, n_tokens, stop, temperature,",
+    '{"id": 1}': 'no text "prompt"',
+    '["prompt"]': "not an object",
+    '{"prompt": 3}': 'no text "prompt"',
+    '{"prompt": "a", "prompt": "b"}': "a key occurs twice",
+    '{"prompt": "a", "max_tokens": null, "id": "x"}': "unknown key 'max_tokens'",
+    '{"prompt": "a", "seed": -1}': "seed is -1",
+    '{"prompt": "a", "seed": true}': "seed is True",
+    '{"prompt": "a", "n_tokens": "9"}': "n_tokens is '9'",
+    '{"prompt": "a", "n_tokens": -2}': "n_tokens is -2",
+    '{"prompt": "a", "n_tokens": 2.0}': "n_tokens is 2.0",
+    '{"prompt": "a", "n_tokens": false, "id": [1]}': "n_tokens is False",
+    '{"prompt": "a", "temperature": 1e999}': "not JSON compliant",
+    '{"prompt": "a", "temperature": 1' + 400 * "0" + "}": "temperature is 1",
+    '{"prompt": "a", "temperature": NaN}': "NaN",
+    '{"prompt": "a", "temperature": [1]}': "temperature is [1]",
+    '{"prompt": "a", "top_k": 2, "temperature": 0}': "no effect",
+    '{"prompt": "a", "top_p": 1.1}': "top_p is 1.1",
+    '{"prompt": "a", "repetition_penalty": 0}': "repetition_penalty is 0",
+    '{"prompt": "a", "stop": ""}': "stop must be",
+    '{"prompt": "a", "stop": ["a", ""]}': "stop must be",
+    '{"prompt": "a", "stop": {"a": 1}}': "stop must be",
+    '{"prompt": "a", "stop": [1]}': "stop must be",
+    '{"prompt": "a", "id": 1e999}': "not JSON compliant",
+    '{"prompt": "a", "id": ' + "[" * 9**5 + "]" * 9**5 + "}": "recursion",
+    "[" * 9**5: "recursion",
+    '{"prompt": "slow", "seed": null, "n_tokens": null, "stop": null, "temperature": null}': None,
+    '{"prompt": "a", "n_tokens": 0, "seed": 0, "stop": [], "id": "last"}': None,
+}
+
+
+def test_a_bad_line_gets_an_error_and_the_others_are_completed(complete, tmp_path):
+    for text, errors in (
+        (BAD_TEXTS, [None, "utf-8", None, None, None]),
+        ("\n".join(BAD_OBJECTS).encode(), [*BAD_OBJECTS.values()]),
+    ):
+        (tmp_path / "p.txt").write_bytes(text)
+        done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "2")
+        found = objects(done)
+        assert ["error" in one for one in found] == [error is not None for error in errors]
+        assert all(error in one["error"] for one, error in zip(found, errors) if error)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(b"batch.py: error: ")
+        assert done.stderr.count(b"\n") == (2 if text == BAD_TEXTS else 1)  # line 6 is long
+    assert {one["line"]: one["id"] for one in found if "id" in one} == {
+        **{4: 1, 8: "x", 14: [1]},
+        **{30: "last"},
+    }
+
+
+def test_an_id_that_can_be_read_can_be_printed(complete, tmp_path):
+    """From some depth on, which differs between versions of Python, neither is possible."""
+    depths = [*range(960, 1000), *range(9960, 10000)]
+    lines = ['{"prompt": "low", "id": ' + "[" * n + "]" * n + "}" for n in depths]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    done = complete(tmp_path / "p.jsonl", "--n_tokens_to_generate", "0")
+    errors = ["recursion" in line for line in done.stdout.decode().splitlines()]
+    assert len(errors) == len(depths) and errors == sorted(errors), done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_samples_of_a_line_that_takes_the_most_likely_tokens_are_refused(complete, tmp_path):
+    lines = '{"prompt": "low", "temperature": 0}\n{"prompt": "low", "temperature": 0.5}\n'
+    (tmp_path / "p.jsonl").write_text(lines)
+    found = objects(complete(tmp_path / "p.jsonl", "--n_samples", "2"))
+    assert [one["line"] for one in found] == [1, 2, 2] and "all samples" in found[0]["error"]
+
+
 @pytest.mark.parametrize(
-    "lines, bad",
+    "start",
     [
-        (b'low\n\xff\xfe\nslow\n{"prompt": 3}', {2: "utf-8"}),
-        (
-            b'{"prompt": "low"}\nlow\n{"text": "low"}\n\n["prompt"]\n{"prompt": "a", "seed": -1}\n'
-            b'{"prompt": "a", "n_tokens": "9"}\n{"prompt": 3}\n{"prompt": "slow", "seed": null}\n'
-            b'{"prompt": "a", "n_tokens": null}\n{"prompt": "a", "n_tokens": -2}\n'
-            b'{"prompt": "a", "n_tokens": 0, "seed": 0}',
-            {
-                **{2: "", 3: "prompt", 4: "", 5: "prompt", 6: "seed", 7: "n_tokens"},
-                **{8: "prompt", 11: "n_tokens"},
-            },
-        ),
+        *("[\n", "  [ \n", '[{"prompt": "low"}]\n', '[{"prompt":\n', '["low",\n', "[]\n"),
+        *("[1, 2]\n", "{\n", "[[1, 2], [3]]\n", "[" * 3000, "\ufeff\n\n[\n", "[\n{\n"),
+        '[["low", 1],\n',
     ],
 )
-def test_a_bad_line_gets_an_error_and_the_others_are_completed(lines, bad, complete, tmp_path):
-    (tmp_path / "p.txt").write_bytes(lines)
-    done = complete(tmp_path / "p.txt", "--n_tokens_to_generate", "2")
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["line"] for one in found] == list(range(1, lines.count(b"\n") + 2))
-    assert {one["line"] for one in found if "error" in one} == set(bad)
-    assert all(bad[one["line"]] in one["error"] for one in found if "error" in one)
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"batch.py: error: ") and done.stderr.count(b"\n") == 1
+def test_a_json_array_is_refused(start, complete):
+    done = complete("-", stdin=start.encode() + b'"prompt": "low"\n')
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == (
+        b'batch.py: error: the prompts are JSON, but not one object per line: {"prompt": ...}\n'
+    )
+
+
+def test_a_text_may_begin_with_a_bracket_or_a_brace(complete):
+    for start in "[Verse 1] hello", "[1] low", "[[low]]", "{low", '{"low": ', "5", '"low"', "{}{}":
+        done = complete("-", "--n_tokens_to_generate", "1", stdin=f"{start}\n[\n".encode())
+        assert [one["prompt"] for one in objects(done)] == [start, "["], done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as on Linux")
+def test_a_line_longer_than_the_memory_gets_an_error(models_dir):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+
+    def feed(stdin):
+        with stdin:
+            stdin.write(b'{"prompt": "low"}\n{"prompt": "')
+            megabyte = b"low " * (1 << 18)
+            for _ in range(450):
+                stdin.write(megabyte)
+            stdin.write(b'"}\n{"prompt": "slow", "id": 3}\n')
+
+    args = command("batch.py", "-", "--n_tokens_to_generate", "2", *model_options(models_dir))
+    pipe, env = subprocess.PIPE, {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        args, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=limit, env=env
+    )
+    stdin, process.stdin = process.stdin, None
+    threading.Thread(target=feed, args=(stdin,), daemon=True).start()
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count(b"\n") == 1, errors
+    first, long, last = map(json.loads, out.splitlines())
+    assert (first["line"], first["prompt"]) == (1, "low")
+    assert long == {"line": 2, "error": "the line is longer than 16777216 bytes"}
+    assert (last["line"], last["prompt"], last["id"]) == (3, "slow", 3)
 
 
 @pytest.mark.parametrize(
@@ -455,3 +656,12 @@ def test_an_end_of_text_ends_a_text_also_of_unlimited_length(tiny, tmp_path):
         assert [one["ids"] for one in found] == [expected] * 3
         assert {one["ended"] for one in found} == {"end of text"}
         assert {one["text"] for one in found} == {encoder.decode(expected)}
+
+
+def test_a_prompt_as_long_as_the_context_is_not_said_to_be_cut(tiny, capsys):
+    encoder, hparams, _ = tiny
+    ids = encoder.encode("low slow " * 30)[: hparams["n_ctx"]]
+    prompt = encoder.decode(ids)
+    assert encoder.encode(prompt) == ids
+    assert cli.prompt_ids(prompt, encoder, hparams) == ids
+    assert capsys.readouterr() == ("", "")

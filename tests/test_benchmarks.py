@@ -83,3 +83,57 @@ def test_the_table_of_the_readme_is_part_of_the_results():
         row = dict(zip(head, repeats[name]))
         last = [row[column] for column in ("prompt of 512, ms", "whole process, s", "peak MiB")]
         assert cells == [row["200 tokens, tok/s"], other[name][1], *last]
+
+
+def numbers(text):
+    """Return {first cell: [number or None, ...]} of a table."""
+
+    def number(cell):
+        found = re.match(r"[\d.,]+", cell)
+        return float(found[0].replace(",", "")) if found else None
+
+    return {name: [*map(number, cells)] for name, cells in rows(text).items()}
+
+
+def test_what_the_text_of_speed_says_about_the_tables_follows_from_them():
+    prose = " ".join(re.sub("<!-- .*?<!-- end -->", "", SPEED, flags=re.DOTALL).split())
+    repeats, other = (numbers(table) for table in RESULTS["peers"].split("\n\n")[:2])
+    ours, plain, reading = (
+        "this project",
+        "this project, without drafts",
+        "reading all weights once",
+    )
+    shares = [table[plain][i] / table[reading][i] for table in (repeats, other) for i in (0, 1)]
+    assert f"{100 * min(shares):.0f} to {100 * max(shares):.0f} percent of the speed" in prose
+    faster = [table[ours][i] / table[plain][i] for table in (repeats, other) for i in (0, 1)]
+    assert f"{faster[0]:.1f} times as fast and 200 tokens {faster[1]:.1f} times" in prose
+    assert f"{faster[2]:.2f} and {faster[3]:.2f} times" in prose
+
+    passes = numbers(RESULTS["passes"])
+    start, end = passes["token at position 1"], passes["token at position 990"]
+    assert f"{100 * start[1] - 100:.0f} percent longer than reading" in prose
+    assert f"at position 990 that adds {end[0] - start[0]:.1f} ms" in prose
+    assert f"take {passes['8'][1]:.1f} times as long" in prose
+
+    many = numbers(RESULTS["many_texts"])
+    assert f"64 texts at once are {many['64'][0] / many['one by one'][0]:.0f} times" in prose
+    more = [100 * many[n][2] / many[n][0] - 100 for n in ("1", "2", "4")]
+    assert f"F32 is {min(more):.0f} to {max(more):.0f} percent faster" in prose
+
+    steps = [row for name, row in numbers(RESULTS["train_step"]).items() if name[:1].isdigit()]
+    for column, whose in (0, "our step"), (1, "PyTorch's"):
+        one, two, three = (f"{100 * row[3] / row[column]:.0f}" for row in steps)
+        assert f"{one}, {two} and {three} percent of {whose}" in prose
+    ratios = [row[0] / row[1] for row in steps]
+    assert f"is {min(ratios):.1f} to {max(ratios):.1f} times as fast" in prose
+
+    for name, phrase in ("transformers", "of our time"), ("CTranslate2 float32", "One reason"):
+        less = [repeats[name][i] / repeats[ours][i] for i in (3, 4, 5)]
+        assert re.search(rf"{min(less):.2f} to {max(less):.2f}\.? {phrase}", prose), name
+    tricks = {name.partition(": ")[2]: row for name, row in numbers(RESULTS["tricks"]).items()}
+    ms = tricks["attention's heads on all cores"][1] + tricks["gelu in pieces of rows"][1]
+    part = 12 * ms / repeats[ours][5]
+    assert "take a fifth of a prompt" in prose and 0.18 < part < 0.22
+    bits = [other[name][1] / other[ours][1] for name in ("llama.cpp F16", "llama.cpp Q8_0")]
+    bits.append(other["CTranslate2 int8"][1] / other[ours][1])
+    assert "are {:.1f}, {:.1f} and {:.1f} times as fast".format(*bits) in prose

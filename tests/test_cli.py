@@ -4,6 +4,7 @@ INTERRUPTS in the environment sets how many random moments are tried for Ctrl-C.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -12,15 +13,19 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
-from conftest import ROOT, command, default_handler, model_options
+from conftest import ROOT, command, default_handler, model_options, run
 
 import batch
 import cli
 import gpt2
 from encoder import learn_bpe
+from model_files.directory import save_model
+from model_files.files import CONTROL, printable
 from utils import UnknownModel
 
 # Options
@@ -177,6 +182,119 @@ def test_streams_that_cannot_be_configured_are_used_as_they_are(monkeypatch):
     assert cli.read_prompt("-") == "slow" and cli.read_prompt("low\n") == "low\n"
     cli.print_line("é")
     assert sys.stdout.getvalue() == "é\n"
+
+
+@pytest.fixture(scope="module")
+def rude(tiny, tmp_path_factory):
+    """A directory with the model rude, whose text consists of control characters, and with texts
+    of such characters. Half of \x9b is a token."""
+    encoder, hparams, params = tiny
+    bold = [encoder.encode_bytes(bytes([byte]))[0] for byte in b"\x1b\x07\x7f\xc2\x9b\r\n\t"]
+    wte = np.full_like(params["wte"], -1)
+    wte[bold] = 1
+    wte[bold[0]] = 1.01  # the most likely one
+    ln_f = {"g": np.zeros(16, np.float32), "b": np.ones(16, np.float32)}
+    directory = tmp_path_factory.mktemp("rude")
+    save_model(
+        directory / "rude", hparams, {**params, "wte": wte, "ln_f": ln_f}, encoder.vocabulary
+    )
+    (directory / "text").write_bytes("\x1b[31m\x9b0m\x07\x7f\n".encode() * 40)
+    return directory
+
+
+def on_terminal(command):
+    """Return what a command, run in ROOT, writes to a terminal, with plain line breaks."""
+    pty = pytest.importorskip("pty")
+    terminal, end = pty.openpty()
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, stdout=end, **quiet) as process:
+        os.close(end)
+        data = b""
+        with contextlib.suppress(OSError):  # on Linux, that is how a terminal ends
+            while piece := os.read(terminal, 1000):
+                data += piece
+        os.close(terminal)
+    assert process.returncode == 0
+    return data.decode().replace("\r\n", "\n")
+
+
+N_TOKENS = "--n_tokens_to_generate", "30"
+SAMPLED = *N_TOKENS, "--seed", "3"
+TRAINED = "--out", "out", "--iterations", "1", "--n_ctx", "8", "--learning_rate", "0"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize(
+    "script, args",
+    [
+        ("gpt2.py", ["a", *SAMPLED]),
+        ("gpt2.py", ["\x1b\x9b", *SAMPLED, "--json"]),
+        ("gpt2_pico.py", ["a", *N_TOKENS]),
+        ("batch.py", ["text", *SAMPLED]),
+        ("explain.py", ["\x1b\x9b\x7f"]),
+        ("evaluate.py", ["text", "--lines", "--verbose"]),
+        ("evaluate.py", ["text", "--lines", "--json"]),
+        ("train.py", ["text", "--init_from", "rude", *TRAINED]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x[1:])[-20:],
+)
+def test_a_terminal_gets_control_characters_as_their_names(script, args, rude, tmp_path):
+    known = {"text": rude / "text", "out": tmp_path / "out"}
+    line = command(script, *(known.get(arg, arg) for arg in args), "--models_dir", rude)
+    line += ["--model_size", "rude"] if script != "train.py" else []
+    text = on_terminal(line)
+    assert CONTROL.sub("", text.replace("\n", "").replace("\t", "")) == text.replace(
+        "\n", ""
+    ).replace("\t", "")
+    assert re.search(r"\\x1b|\\u001b|\\x07", text)
+    if args[-1] == "--json" or script == "batch.py":
+        assert all(json.loads(line) for line in text.splitlines())
+        assert "\\u009b" in text and "\\u007f" in text
+
+
+def test_a_pipe_gets_control_characters_as_they_are(rude, tiny):
+    """On a terminal they are spelled; \x9b is recognised although its bytes are two tokens."""
+    args = "a", *SAMPLED, "--models_dir", rude, "--model_size", "rude"
+    text = run("gpt2.py", *args).stdout.decode()
+    assert {"\x1b", "\x9b", "\x7f", "\r", "\t"} <= {*text} and "\n" in text[:-1]
+    spelled = re.sub(r"[^\n\t]", lambda c: printable(c[0]), text)
+    if os.name != "nt":
+        assert on_terminal(command("gpt2.py", *args)).expandtabs(8) == spelled.expandtabs(8)
+
+
+@pytest.mark.parametrize("args", [["--\x1b[31m"], ["x", "\x1b[31m\n\udc9b"]])
+def test_arguments_are_quoted_without_their_control_characters(args, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gpt2.main(args)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("gpt2.py: error: unrecognized arguments: ") and "\\x1b[31m" in last
+    assert not CONTROL.search(last)
+
+
+def test_numpy_warns_in_a_library_and_not_in_a_command():
+    def overflow(args):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(np.float32(3e38).__mul__, np.float32(10)).result()
+
+    with pytest.warns(RuntimeWarning):
+        overflow(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.run(argparse.ArgumentParser(), overflow, []) == 0
+    with pytest.warns(RuntimeWarning):
+        overflow(None)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_message_that_cannot_be_written_does_not_end_a_command(models_dir):
+    prompt, options = "x" * 50, ("--n_tokens_to_generate", "5", *model_options(models_dir))
+    read = run("gpt2.py", prompt, *options)
+    assert b"the model sees the last 32" in read.stderr
+    for args, status in ([prompt], 0), ([prompt, "--model_size", "./nowhere"], 1), (["--no"], 2):
+        with open("/dev/full", "wb") as full:
+            line = command("gpt2.py", *options, *args)
+            done = subprocess.run(line, stdout=subprocess.PIPE, stderr=full)
+        assert (done.returncode, done.stdout) == (status, b"" if status else read.stdout)
 
 
 def test_verbose_reports_speeds_of_their_own_part_and_tokens_per_pass(monkeypatch, capsys):
@@ -455,3 +573,11 @@ def test_a_long_prompt_loses_its_beginning_and_an_empty_one_is_an_end_of_text(en
     with pytest.raises(ValueError, match="line 7 is empty"):
         cli.prompt_ids("", encoder, {**hparams, "eos_token_ids": []}, "line 7")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stop_that_is_not_utf8_is_its_bytes(small):
+    """Python reads the byte ff of a command line as the surrogate dcff."""
+    completion = cli.Completion(small, (), ["\udcff"])
+    assert completion.stops == [b"\xff"]
+    with pytest.raises(ValueError, match="surrogates"):
+        cli.Completion(small, (), ["\ud800"])

@@ -376,3 +376,20 @@ def test_fast_learning_is_the_definition(start):
         assert (room.learn_merges(words, fast, size), fast) == (merges, simple), words
         twice += len(set(simple)) < len(simple)
     assert (twice > 0) == ("aa" in start)
+
+
+def test_many_and_long_words_are_counted_within_bounds(monkeypatch):
+    assert room.count_words(["low low lower", " low"]) == {"low": 1, " low": 2, " lower": 1}
+    monkeypatch.setattr(room, "MAX_WORD", 4)
+    monkeypatch.setattr(room, "MAX_PIECES", 3)
+    found = room.count_words(["abcdefghij abcd", "aaaaaaaaaaaa", " of"])
+    assert found == {"abcd": 1, "efgh": 1, "ij": 1, " of": 1}  # " abcd" is a fourth piece
+    monkeypatch.setattr(room, "MAX_WORDS", 3)
+    assert room.count_words(["a b b c c d", " b"]) == {" b": 3, " c": 2}
+    many = [" ".join(f"{i:04}" for i in range(n, n + 50)) for n in range(0, 1000, 50)]
+    assert len(room.count_words(many)) <= 3
+
+
+def test_learning_from_one_long_word_takes_no_time():
+    learned = room.learn_bpe(["".join(random.Random(0).choices("abcdef", k=1_000_000))], 270)
+    assert len(learned.vocabulary.merges) == 13

@@ -2,16 +2,33 @@
 
 import base64
 import json
+import os
 import re
+import stat
+import subprocess
+import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, LONG, ROOT, TINY, model_options, random_params, run, some_ids
+from conftest import (
+    GOLDEN,
+    LETTERS,
+    LONG,
+    ROOT,
+    TINY,
+    command,
+    model_options,
+    random_params,
+    run,
+    some_ids,
+)
 from pico_trace import Pass
 
 import explain
 import gpt2
+from model_files.directory import save_model
 from page import data, record
 from utils import load_encoder_hparams_and_params
 
@@ -362,6 +379,21 @@ def test_large_ids_take_four_bytes():
     assert unpack(data.pack(x)).tolist() == x.tolist()
 
 
+def test_a_token_of_more_than_65535_bytes_is_packed(tmp_path, small):
+    vocabulary = small.vocabulary._replace(
+        ids={**small.vocabulary.ids, "x" * 70_000: small.n_vocab}
+    )
+    hparams = {**LETTERS, "n_vocab": small.n_vocab + 1}
+    save_model(tmp_path / "long", hparams, random_params(3, **hparams), vocabulary)
+    args = "low", *model_options(tmp_path, "long"), "--page", tmp_path / "page.html"
+    done = run("explain.py", *args, "--n_tokens_to_generate", "1")
+    assert done.returncode == 0, done.stderr
+    _, arrays = read_page((tmp_path / "page.html").read_bytes())
+    assert (
+        arrays["token_lengths"][-1] == 70_000 and b"x" * 70_000 in arrays["token_bytes"].tobytes()
+    )
+
+
 def test_contributions_of_any_size_are_kept():
     """Rounded to 2^-20, they are still float32."""
     params = random_params(8)
@@ -519,6 +551,107 @@ def test_a_page_is_replaced_whole_or_not_at_all(error, status, models_dir, tmp_p
     assert path.read_bytes().startswith(b"<!doctype html>") and [*tmp_path.iterdir()] == [path]
 
 
+@pytest.fixture
+def write_page(models_dir):
+    """Run explain.py --page with a path; return its exit status and its errors."""
+
+    def write_page(path, **streams):
+        args = command("explain.py", "low", *model_options(models_dir), "--page", path)
+        streams = {"stdout": subprocess.PIPE, **streams}
+        done = subprocess.run(args, stderr=subprocess.PIPE, timeout=60, **streams)
+        return done.returncode, done.stderr.decode(), done.stdout
+
+    return write_page
+
+
+def is_page(data):
+    return data.startswith(b"<!doctype html>") and data.endswith(b"</html>\n")
+
+
+def test_a_page_keeps_the_mode_of_the_file_and_the_files_beside_it(write_page, tmp_path):
+    n = 50 if os.name == "nt" else 250  # Windows limits whole paths
+    path, other = tmp_path / ("p" * n + ".html"), tmp_path / "page.tmp"
+    for file in path, other:
+        file.write_text("mine")
+        file.chmod(0o600)
+    assert write_page(path)[0] == 0 and is_page(path.read_bytes())
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
+    assert other.read_text() == "mine" and {*tmp_path.iterdir()} == {path, other}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take a right on Windows")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_page_goes_where_a_link_points_to(exists, write_page, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "folder" / "target"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    if exists:
+        target.write_text("before")
+    assert write_page(link)[0] == 0
+    assert link.is_symlink() and is_page(target.read_bytes())
+    assert [*target.parent.iterdir()] == [target]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices of POSIX")
+def test_a_page_is_written_into_a_pipe_or_a_device(write_page, tmp_path):
+    import pty
+    import tty
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_bytes)
+        assert write_page(pipe)[0] == 0 and is_page(reader.result(60))
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
+    terminal, end = pty.openpty()
+    tty.setraw(end)
+    name = os.ttyname(end)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(write_page, name)
+        data = b""
+        while not data.endswith(b"</html>\n"):
+            data += os.read(terminal, 1 << 16)
+        assert done.result(60)[0] == 0 and is_page(data)
+    assert stat.S_ISCHR(os.stat(name).st_mode)
+    os.close(end)
+    os.close(terminal)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="no /dev/stdout")
+def test_a_page_for_dev_stdout_is_on_standard_output(write_page, tmp_path):
+    status, _, out = write_page("/dev/stdout")
+    assert status == 0 and is_page(out)
+    with open(tmp_path / "out", "wb") as file:
+        assert write_page("/dev/stdout", stdout=file)[0] == 0
+    assert is_page((tmp_path / "out").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "nowhere/page.html", "p" * 256, "/dev/full", "locked/p"]
+)
+def test_a_page_that_cannot_be_written_is_one_line(name, write_page, tmp_path):
+    if name == "/dev/full" and not os.path.exists(name):
+        pytest.skip("no /dev/full")
+    if name == "locked/p" and (os.name == "nt" or os.geteuid() == 0):
+        pytest.skip("root may write everywhere")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "locked").mkdir(0o555)
+    status, errors, out = write_page(tmp_path / name)
+    assert (status, out, errors.count("\n")) == (1, b"", 1)
+    assert errors.startswith("explain.py: error: ") and name in errors
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/nowhere/page.html"])
+def test_a_page_that_cannot_be_written_is_not_computed(
+    name, models_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(explain, "make_page", None)
+    (tmp_path / "folder").mkdir()
+    args = ["low", *map(str, model_options(models_dir)), "--page", str(tmp_path / name)]
+    assert explain.main(args) == 1 and name in capsys.readouterr().err
+
+
 def test_a_page_that_would_be_too_large_is_not_written(models_dir, tmp_path, monkeypatch, capsys):
     path = tmp_path / "page.html"
     args = ["low", *map(str, model_options(models_dir)), "--page", str(path)]
@@ -545,6 +678,7 @@ def test_the_name_of_a_model_cannot_end_the_data_of_a_page(tiny):
         (["low", "--page", "nowhere/page.html"], 1, "nowhere"),
         ([], 2, "prompt"),
         (["low", "--top", "0"], 2, "--top"),
+        (["low", "--page", ""], 2, "--page: it must not be empty"),
         (["low", "--temperature", "0", "--top_k", "3"], 2, "--top_k"),
         (["low", "--model_size", "nothing"], 2, "unknown model"),
     ],
@@ -575,3 +709,50 @@ def test_the_token_beyond_the_context_is_among_the_candidates(models_dir):
     assert len(facts["ids"]) == 32 and len(facts["beyond"]) == 1
     assert facts["beyond"][0] in arrays["candidates"][-1]
     assert facts["beyond"][0] not in arrays["best"][-1, :10]
+
+
+# At the limits
+
+
+def test_logits_far_below_the_others_are_in_the_last_bin():
+    """300 tokens, of which 50 are kept; a logit more than 64 below these is in bin 1,023."""
+    logits = np.linspace(0, -200, 300, dtype=np.float32)
+    found = record.next_token(logits, None, {"best": 50, "bins": 16})
+    distances = (logits[49] - logits[50:].astype(float)) * 16
+    counts = np.bincount(np.minimum(distances, 1023).astype(int), minlength=1024)
+    assert found["bin_counts"].tolist() == counts.tolist() and counts[-1] > 100
+    assert found["bin_means"].shape == (1024,) and found["bin_means"][-1] == 255
+    for i in np.flatnonzero(counts[:-1]):
+        mean = np.mean([x - i for x in distances if i <= x < i + 1])
+        assert abs(found["bin_means"][i] - 256 * mean) < 1.5
+
+
+def test_neurons_of_a_thin_mlp_have_their_own_numbers():
+    hparams = {**TINY, "n_inner": 10}
+    arrays, _ = record.record(IDS, 4, None, random_params(8, **hparams), hparams)
+    numbers = {10 * i + x for i, rows in enumerate(arrays["top_neurons"]) for x in rows.flat}
+    assert arrays["promoting_neurons"].tolist() == sorted(numbers) == list(range(30))
+
+
+def test_parts_that_do_nothing_have_no_length():
+    params = random_params(8)
+    params["blocks"][0]["mlp"]["c_proj"]["w"][...] = 0
+    for x in params["blocks"][0]["attn"]["c_attn"].values():
+        x[..., :8] = 0  # the queries of the first head
+    with np.errstate(all="raise"):
+        arrays, _ = record.record(IDS, 4, None, params, TINY)
+    assert not arrays["neuron_norms"][0].any() and arrays["neuron_norms"][1].any()
+    assert not arrays["qk"][0, 0, 0].any() and arrays["qk"][0, 0, 1].any()
+
+
+def test_the_maps_of_one_block_at_a_time_are_in_memory(tiny_params, monkeypatch):
+    patterns, record_block = [], record.record_block
+
+    def watched(trace, *args):
+        assert [pattern for pattern in patterns if pattern() is not None] == []
+        patterns.append(weakref.ref(trace.pattern))
+        return record_block(trace, *args)
+
+    monkeypatch.setattr(record, "record_block", watched)
+    record.record(IDS, 4, None, tiny_params, TINY)
+    assert len(patterns) == TINY["n_layer"]

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -281,6 +282,56 @@ def test_a_long_prompt_uses_several_threads_for_its_heads(blas):
     assert blas.told == [1, 7, 1, 7]
 
 
+def test_a_draft_late_in_a_long_text_uses_several_threads(blas):
+    gpt2.attention(normal(12, 64, 4), *normal(2, 12, 964, 4))  # after 900 tokens
+    assert blas.told == [1, 7]
+
+
+@pytest.mark.parametrize("n, n_in, n_out", [(16, 3, 70_000), (48, 21_000, 30)])
+def test_a_matrix_may_be_so_wide_that_not_even_a_row_is_a_small_product(n, n_in, n_out, blas):
+    x, w = normal(n, n_in), normal(n_in, n_out)
+    for matrix in w, np.asfortranarray(w):
+        np.testing.assert_allclose(product(x, matrix), x @ w, rtol=0, atol=1e-5 * n_in**0.5)
+
+
+def test_all_parts_are_done_when_in_parallel_comes_back(monkeypatch, blas):
+    monkeypatch.setattr(fast, "n_threads", 4)
+    done = []
+
+    def work(part):
+        time.sleep(0.05 * part.start)
+        done.append(part.start)
+
+    in_parallel(work, 4)
+    assert done == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"])
+@pytest.mark.parametrize(
+    "place", ["numpy.libs/libscipy_openblas.so", "numpy/.dylibs/openblas.dylib"]
+)
+def test_openblas_is_found_where_a_wheel_has_it(place, name, tmp_path, monkeypatch):
+    """Beside NumPy or, on macOS, in it; under the names of NumPy 2 or of 1.26; in any directory."""
+    path = tmp_path / "a[b]" / place
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (tmp_path / "a[b]" / "numpy").mkdir(exist_ok=True)
+    functions = {name.format("set"): "set", name.format("get"): "get"}
+
+    class Library:
+        def __init__(self, opened):
+            assert os.path.samefile(opened, path)
+
+        def __getitem__(self, name):
+            if name not in functions:
+                raise AttributeError(name)  # as ctypes does
+            return functions[name]
+
+    monkeypatch.setattr(fast.ctypes, "CDLL", Library)
+    monkeypatch.setattr(fast.np, "__file__", str(tmp_path / "a[b]" / "numpy" / "__init__.py"))
+    assert fast.find_openblas() == ("set", "get")
+
+
 # Drafts
 
 
@@ -352,3 +403,10 @@ def test_pauses_grow_until_a_draft_is_accepted():
         pauses.append(n)
         drafts.update(draft, len(draft) * accepted)
     assert pauses == [0, 0, 1, 3, 7, 15, 31, 63, 63, 63, 0, 0]
+
+
+def test_a_pass_counts_with_a_draft_and_without():
+    drafts = Drafts()
+    for _ in range(10):  # all drafts are wrong, so there are pauses
+        drafts.update(drafts.draft(REPEATS, MUCH), 0)
+    assert drafts.n_passes == 10

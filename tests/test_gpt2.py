@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pickle
+import sys
 import weakref
 
 import numpy as np
@@ -21,6 +22,7 @@ from conftest import (
     initial_params,
     leaves,
     map_leaves,
+    model_options,
     random_params,
     run_copied,
     some_ids,
@@ -350,12 +352,12 @@ def test_without_a_seed_each_run_samples_other_tokens():
 @pytest.mark.parametrize(
     "name, values",
     [
-        ("temperature", [-1, math.nan, math.inf, -0.1]),
-        ("top_k", [0, -3, 1.5, "9"]),
+        ("temperature", [-1, math.nan, math.inf, -0.1, True, 10**400, np.float32("inf"), 1e7]),
+        ("top_k", [0, -3, 1.5, "9", True]),
         ("top_p", [-0.1, 1.1, math.nan]),
         ("min_p", [-0.1, 1.1, math.nan]),
-        ("repetition_penalty", [0, -1, math.inf, "2"]),
-        ("seed", [-1, 0.5, "x"]),
+        ("repetition_penalty", [0, -1, math.inf, "2", 10**400]),
+        ("seed", [-1, 0.5, "x", True]),
     ],
 )
 def test_an_option_out_of_range_is_refused_when_generate_is_called(name, values):
@@ -366,17 +368,27 @@ def test_an_option_out_of_range_is_refused_when_generate_is_called(name, values)
 
 def test_wrong_inputs_are_refused_when_generate_is_called():
     params = random_params(0)
-    for inputs in [TINY["n_vocab"]], [-1], [1.0], ["1"], [None], [1, None], [1, 2, 10**9]:
+    for inputs in [TINY["n_vocab"]], [-1], [1.0], ["1"], [None], [1, None], [1, 2, 10**9], [True]:
         with pytest.raises(ValueError, match="an id is .*a whole number, from 0 to 100"):
             gpt2.generate(inputs, params, TINY, 3)
-    for n in -1, 2.0, math.inf:
+    for inputs in "low", b"low", 5, None, "":
+        with pytest.raises(ValueError, match="a prompt is .*: it must be a list of ids"):
+            gpt2.generate(inputs, params, TINY, 3)
+    for n in -1, 2.0, math.inf, True, "5":
         with pytest.raises(ValueError, match="n_tokens is .*a whole number, at least 0"):
             gpt2.generate([1], params, TINY, n)
-    with pytest.raises(ValueError, match="hparams is 5: it must be the dict"):
-        gpt2.generate([1], params, TINY["n_head"], 3)  # picoGPT's fourth argument
+    for model in (params, TINY["n_head"]), (params, params):  # picoGPT's fourth argument
+        with pytest.raises(ValueError, match="hparams must be the dict with 'n_ctx'"):
+            gpt2.generate([1], *model, 3)
+    for model in (TINY, params), (None, TINY), ([params], TINY):
+        with pytest.raises(ValueError, match="params must be the dict with 'wte'"):
+            gpt2.generate([1], *model, 3)
     ids = gpt2.generate([1], params, TINY, 3)
     assert iter(ids) is ids and [next(ids), *ids] == tokens(params, [1], 3)
-    assert tokens(params, np.array([3, 1, 4]), 5) == tokens(params, [3, 1, 4], 5)
+    expected = tokens(params, [3, 1, 4], 5, seed=3)
+    for inputs in np.array([3, 1, 4]), np.array([3, 1, 4], np.uint16), (3, 1, 4), iter([3, 1, 4]):
+        found = gpt2.generate(inputs, params, TINY, np.int64(5), seed=np.int32(3))
+        assert list(found) == expected
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text_or_is_refused():
@@ -623,3 +635,39 @@ print(list(generate([3, 1, 4], params, hparams, 60)), dict(os.environ) == before
 """
     found = run_copied(["gpt2", "fast"], code, tmp_path)
     assert found == f"{tokens(params, [3, 1, 4], 60)} True\n"
+
+
+# Choosing, where it is nearly something else
+
+
+def test_top_k_may_be_more_than_all_tokens():
+    logits = np.random.default_rng(0).standard_normal(30).astype(np.float32)
+    for top_k in 30, 31, 10**6:
+        assert np.array_equal(gpt2.probabilities(logits, top_k=top_k), gpt2.probabilities(logits))
+
+
+def test_of_many_equally_likely_tokens_top_p_keeps_those_with_the_lowest_ids():
+    logits = np.array([0, -np.inf] * 512, np.float32)  # sorted, they come in any order
+    p = gpt2.probabilities(logits, top_p=0.25)
+    assert np.flatnonzero(p).tolist() == list(range(0, 256, 2))
+
+
+def test_a_temperature_near_0_is_allowed_and_not_0():
+    with np.errstate(all="raise", under="ignore"):
+        p = gpt2.probabilities(np.array([1, 0, 1], np.float32), temperature=1e-320)
+    assert p.tolist() == [0.5, 0, 0.5]
+    sampler = gpt2.Sampler(temperature=0.001, seed=0)
+    assert {sampler.choose(np.array([0, 1e-4], np.float32), []) for _ in range(50)} == {0, 1}
+
+
+def test_the_seed_that_is_shown_samples_the_same_text(models_dir, monkeypatch, capsys):
+    """Also if nobody gave one, and it was chosen at random."""
+    monkeypatch.setattr(sys, "stdin", None)
+    args = ["low", "--temperature", "1", "--json", *map(str, model_options(models_dir))]
+    assert gpt2.main([*args, "--verbose"]) == 0
+    out, errors = capsys.readouterr()
+    found = json.loads(out)
+    assert f"\nseed           {found['seed']}\n" in errors
+    assert gpt2.main([*args, "--seed", str(found["seed"])]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {**again, "seconds": None} == {**found, "seconds": None}

@@ -136,6 +136,8 @@ def test_the_command_fails_in_one_line(models_dir, tiny, tmp_path):
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
         assert done.stderr.decode().startswith("gpt2_pico.py: error: ")
         assert word in done.stderr.decode()
+    done = run("gpt2_pico.py", "x", "--n_tokens_to_generate", "-1", *model_options(models_dir))
+    assert done.returncode == 2 and b"-1 is not at least 0" in done.stderr
     done = run("gpt2_pico.py", "x", *model_options(models_dir, "nosuch"))
     assert done.returncode == 2 and b"known sizes are 124M" in done.stderr
 

@@ -88,8 +88,9 @@ def test_no_import_is_relative():
     assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
 
 
-def test_cli_and_fast_import_nothing_of_ours():
-    assert graph(TREES)["cli"] == graph(TREES)["fast"] == set()
+def test_cli_and_fast_import_nothing_of_ours_but_how_a_line_is_printed():
+    assert graph(TREES)["cli"] == {"model_files.files"}
+    assert graph(TREES)["fast"] == set()
 
 
 def test_the_model_imports_numpy_and_fast_and_everything_else_when_it_runs_as_a_program():
@@ -127,8 +128,8 @@ def test_the_top_level_has_at_most_ten_modules():
     assert {*TOP} <= {*COMMANDS, "gpt2", "fast", "encoder", "utils", "cli"} and len(TOP) <= 10
 
 
-def test_the_product_has_at_most_6700_lines():
-    assert sum(map(n_lines, [*FILES.values(), *ROOT.glob("lesson/*.py")])) <= 6700
+def test_the_product_has_at_most_7300_lines():
+    assert sum(map(n_lines, [*FILES.values(), *ROOT.glob("lesson/*.py")])) <= 7300
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -224,6 +224,68 @@ def test_writing_puts_in_what_is_printed_quoted_and_drawn(tmp_path):
     assert done.returncode == 1 and f"{page}:3: written\n[0.7, 2]\nprinted" in done.stderr
 
 
+def lesson_run(*args):
+    command = [sys.executable, str(ROOT / "lesson" / "run.py"), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "args, status, message",
+    [
+        (["none.md"], 1, "No such file or directory: '{}none.md'"),
+        ([""], 1, " is not a regular file"),
+        (["bytes"], 1, "{}bytes: not UTF-8"),
+        (["good.md", "--notebook", ""], 2, " is not a file in a directory that exists"),
+        (["good.md", "--notebook", "none/x"], 2, "none/x is not a file in a directory that exists"),
+        (["good.md", "--notebook", "good.md"], 2, "--notebook takes one file, and writes another"),
+        (["good.md", "good.md", "--notebook", "x"], 2, "--notebook takes one file"),
+        (["good.md", "--write", "--notebook", "x"], 2, "--notebook takes one file"),
+        (["error.md"], 1, "{}error.md:5: NameError: name 'y' is not defined"),
+        (["quote.md"], 1, "{}quote.md:3: ValueError: nothing.here is not in the project"),
+        (["part.md"], 1, "{}part.md:3: ValueError: cli.nothing is not in the project"),
+        (["picture.md", "--write"], 1, "the picture nothing cannot be drawn"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(args, status, message, tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for name, text in {
+        "good": "```python\nprint(1)\n```\n",
+        "error": "\n\n```python\nx = 1\ny\n```\n",
+        "quote": "\n\n<!-- quote nothing.here -->\n```python\n```\n",
+        "part": "\n\n<!-- quote cli.nothing -->\n```python\n```\n",
+        "picture": "<!-- picture nothing: 1 -->\n![](pictures/nothing.svg)\n",
+    }.items():
+        (tmp_path / f"{name}.md").write_text(text)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    args = [arg if arg.startswith("--") else tmp_path / arg for arg in args]
+    found, printed, said = lesson_run(*args)
+    *usage, last = said.splitlines()
+    assert (found, printed, bool(usage)) == (status, "", status == 2), said
+    assert last.startswith("lesson/run.py: error: ")
+    assert message.replace("{}", f"{tmp_path}{os.sep}") in last
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and symbolic links")
+def test_a_file_is_replaced_when_it_is_whole_and_keeps_its_mode(tmp_path):
+    page, book = tmp_path / "page.md", tmp_path / "book.ipynb"
+    page.write_text("```python\nprint(1)\n```\n")
+    book.write_text("old")
+    book.chmod(0o600)
+    (tmp_path / "link").symlink_to(book)
+    assert lesson_run(page, "--notebook", tmp_path / "link") == (0, "", "")
+    assert json.loads(book.read_text())["nbformat"] == 4
+    assert (tmp_path / "link").is_symlink() and book.stat().st_mode & 0o777 == 0o600
+    page.chmod(0o600)
+    assert lesson_run(page, "--write") == (0, "", "")
+    assert "\n```\n1\n```\n" in page.read_text() and page.stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"page.md", "book.ipynb", "link"}
+    if os.path.exists("/dev/stdout"):
+        status, printed, said = lesson_run(page, "--notebook", "/dev/stdout")
+        assert (status, said, json.loads(printed)["nbformat"]) == (0, "", 4)
+
+
 def test_any_other_model_can_be_shown(models_dir):
     """A tiny one: other sizes everywhere, a context of 32. Nothing is compared, nothing written."""
     environment = {
@@ -298,3 +360,193 @@ def test_its_first_cell_finds_the_checkout_or_clones_it(book, place, tmp_path):
         pytest.skip("no clone without a repository")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(ROOT if place == "inside" else where / "gpt2")
+
+
+# What the pictures show
+
+
+@pytest.fixture
+def draw(monkeypatch):
+    """Return a function that draws a picture, by default of the lesson's values: axes, values."""
+    pytest.importorskip("matplotlib", reason="matplotlib draws the pictures")
+    import pictures
+
+    figures = []
+
+    class Watched(pictures.Figure):
+        def __init__(self, **options):
+            super().__init__(**options)
+            figures.append(self)
+
+    def draw(name, *values):
+        values = values or run.read_plotted(PICTURES)[name]["values"]
+        getattr(pictures, name)(*values)
+        return figures[-1].axes, values
+
+    monkeypatch.setattr(pictures, "Figure", Watched)
+    return draw
+
+
+def curves_of(axes):
+    """Return {label: ([x, ...], [y, ...])} of the lines on some axes."""
+    return {
+        line.get_label(): ([*map(float, line.get_xdata())], [*map(float, line.get_ydata())])
+        for line in axes.get_lines()
+    }
+
+
+def map_of(axes):
+    (image,) = axes.get_images()
+    return image.get_array().tolist()
+
+
+def texts_of(axes):
+    """Return {(x, y): text} of what is written inside some axes."""
+    return {text.get_position(): text.get_text() for text in axes.texts}
+
+
+def names_of(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def spelled(tokens):
+    return [token.replace("\n", "\\n").replace(" ", "_") for token in tokens]
+
+
+def test_curves_belong_to_the_names_beside_them(draw):
+    (axes,), (lengths, added) = draw("stream")
+    assert curves_of(axes) == {"stream": ([*range(len(lengths))], lengths)}
+    assert [bar.get_height() for bar in axes.patches] == added
+    halves = [f"{half} {i}" for i in range(6) for half in ("attention", "MLP")]
+    assert names_of(axes.xaxis) == ["embedding", *halves]
+
+    (axes, behind), (at, curve, edges, counts) = draw("switch")
+    relu = [x if x > 0 else 0 for x in at]
+    assert curves_of(axes) == {"GELU": (at, curve), "ReLU": (at, relu)}
+    (steps,) = behind.patches
+    assert [x.tolist() for x in steps.get_data()[:2]] == [counts, edges]
+
+    (axes,), (ranks, curves) = draw("temperatures")
+    names = [f"temperature {t}" for t in (0.5, 1, 2)]
+    assert curves_of(axes) == {name: (ranks, curve) for name, curve in zip(names, curves)}
+    assert curves[0][0] > curves[1][0] > curves[2][0]  # a low temperature favours the first
+    assert (axes.get_xscale(), axes.get_ylim()) == ("log", (0, 1))
+
+    (axes,), (seen, losses) = draw("context")
+    assert [*curves_of(axes).values()] == [(seen, losses)]
+    assert axes.get_xscale() == "log" and names_of(axes.xaxis) == [*map(str, seen)]
+
+    (axes,), (lengths, plain, cached) = draw("cache")
+    assert curves_of(axes) == {"all anew": (lengths, plain), "with a cache": (lengths, cached)}
+    assert plain[-1] > cached[-1]
+
+    both, (shown, rest) = draw("training")
+    found = {axes.get_title(): [y for _, y in curves_of(axes).values()] for axes in both}
+    assert found == {"shown": [shown], "rest": [rest]}
+
+
+def test_bars_belong_to_the_names_beside_them(draw):
+    (axes,), (tokens, p) = draw("best")
+    assert [bar.get_width() for bar in axes.patches] == p == sorted(p, reverse=True)
+    assert names_of(axes.yaxis) == spelled(tokens) and axes.yaxis_inverted()  # the first on top
+
+    (axes,), (names, costs, blind) = draw("breaks")
+    assert [bar.get_width() for bar in axes.patches] == costs
+    assert names_of(axes.yaxis) == names and axes.yaxis_inverted()
+    assert curves_of(axes) == {"blind guessing": ([blind, blind], [0, 1])}
+    assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] >= max(costs)
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours.count(colours[names.index("as it is")]) == 1
+    written = {(cost, i): f"{cost:.2f} " for i, cost in enumerate(costs)}
+    assert texts_of(axes) == written
+
+
+def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
+    (axes, *_), (similarity, every) = draw("positions")
+    assert map_of(axes) == similarity
+    end = every * len(similarity)
+    assert [*axes.get_images()[0].get_extent()] == [0, end, end, 0]
+
+    (*axes, _), (*maps, tokens) = draw("strips")
+    assert [one.get_title() for one in axes] == ["query", "key", "value"]
+    assert [map_of(one) for one in axes] == maps
+    most = max(abs(x) for rows in maps for row in rows for x in row)
+    for one in axes:  # one scale for all three
+        assert one.get_images()[0].get_clim() == (-most, most)
+        assert names_of(one.yaxis) == spelled(tokens)
+
+    (left, right), (scores, weights, tokens) = draw("shares")
+    assert [left.get_title(), right.get_title()] == ["scores", "weights"]
+    for axes, rows in (left, scores), (right, weights):
+        assert map_of(axes) == rows and axes.get_xlabel() == "looks at"
+        cells = {(j, i): f"{x:.2f}" for i, row in enumerate(rows) for j, x in enumerate(row)}
+        assert texts_of(axes) == cells
+        assert names_of(axes.xaxis) == names_of(axes.yaxis) == spelled(tokens)
+    assert left.get_images()[0].get_clim()[0] < 0 and right.get_images()[0].get_clim()[0] == 0
+
+    (*axes, _), (maps, tokens) = draw("heads")
+    found = {one.get_title(): map_of(one) for one in axes}
+    blocks = enumerate(maps)
+    assert found == {f"block {i}, head {j}": x for i, row in blocks for j, x in enumerate(row)}
+    (*axes, _), _ = draw("heads", [[[[0.5, 0.5], [0.4, 0.6]]]], ["a", "b"])
+    assert axes[0].get_images()[0].get_clim() == (0, 1)  # whatever is in it
+    assert names_of(axes[0].yaxis) == names_of(axes[-1].xaxis) == ["a", "b"]
+
+    (axes, _), (best, p, tokens) = draw("lens")
+    assert map_of(axes) == p and not axes.yaxis_inverted()  # the last block on top
+    words = {(j, i): word for i, row in enumerate(best) for j, word in enumerate(spelled(row))}
+    assert texts_of(axes) == words
+    assert names_of(axes.yaxis) == [f"after {i} blocks" for i in range(len(p))]
+    assert names_of(axes.xaxis) == spelled(tokens)
+
+
+def test_merges_are_drawn_above_each_other_and_new_tokens_are_black(draw):
+    (axes,), (steps,) = draw("merges")
+    expected = []
+    for level, tokens in enumerate(steps):
+        for i, token in enumerate(tokens):
+            middle = len("".join(tokens[:i])) + len(token) / 2
+            is_new = level == 0 or token not in steps[level - 1]
+            expected.append(((middle, level), token, is_new))
+    found = [(x.get_position(), x.get_text(), x.get_color() == "black") for x in axes.texts]
+    assert found == expected and axes.get_xlim() == (0, len("".join(steps[0])))
+
+
+def test_the_same_values_give_the_same_picture(draw):
+    import pictures
+
+    once, again = (pictures.best(["a", " b"], [60.0, 40.0]) for _ in range(2))
+    assert once == again and once.count("<path") > 4
+    assert pictures.best(["a", " b"], [60.0, 41.0]) != once
+
+
+# What a reader is told
+
+
+def test_an_error_names_the_line_of_the_page():
+    text = "# A\n\n```python\nx = 1\n```\n\n```python\nx = 2\n\nraise ValueError(x)\n```\n"
+    with pytest.raises(ValueError, match="^page.md:10: ValueError: 2$"):
+        list(run.run(text, "page.md", {}))
+
+
+def test_faults_of_all_files_are_told(tmp_path):
+    pages = [tmp_path / f"{name}.md" for name in ("wrong", "right", "other")]
+    for page, printed in zip(pages, ("7", "2", "9")):
+        page.write_text(f"```python\nprint(1 + 1)\n```\n\n```\n{printed}\n```\n")
+    command = [sys.executable, str(ROOT / "lesson" / "run.py"), *map(str, pages)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{pages[0]}:1: written\n7" in done.stderr and f"{pages[2]}:1: " in done.stderr
+    done = subprocess.run(command[:-1], capture_output=True, text=True)
+    assert done.returncode == 1  # though the last one holds
+
+
+def test_writing_leaves_last_digits_as_they_are(tmp_path):
+    """Processors round differently, and a page need not change with each of them."""
+    page = tmp_path / "page.md"
+    text = "```python\nprint(0.4191, 'a')\n```\n\n```\n0.4190 a\n```\n"
+    command = [sys.executable, str(ROOT / "lesson" / "run.py"), str(page), "--write"]
+    for written, expected in (text, text), (text.replace("0.4190", "0.4180"), "0.4191 a\n"):
+        page.write_text(written)
+        subprocess.run(command, check=True)
+        assert page.read_text().endswith(expected if expected == text else f"```\n{expected}```\n")

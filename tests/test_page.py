@@ -809,6 +809,16 @@ def test_half_a_character_is_shown_as_bytes(visit, make_page):
     assert "".join(chips).replace("⟩⟨", " ") == "⟨E2 98 83⟩"
 
 
+def test_a_token_may_have_more_bytes_than_16_bits_can_count(tmp_path, visit, make_page):
+    vocabulary = learn_bpe([], 257).vocabulary
+    vocabulary.ids["é" * 70_000] = 257
+    hparams = {**LETTERS, "n_vocab": 258}
+    save_model(tmp_path / "long", hparams, random_params(3, **hparams), vocabulary)
+    options = *model_options(tmp_path, "long"), "--n_tokens_to_generate", "1"
+    page = visit(make_page("lo", *options))
+    assert page.evaluate("[bytesOf(256).length, bytesOf(257).length]") == [1, 70_000]
+
+
 @pytest.mark.parametrize("n_words, n_more", [(1, 3), (16, 4), (60, 0), (60, 6)])
 def test_a_model_it_has_never_seen_and_the_end_of_its_context(
     n_words, n_more, models_dir, tiny, visit, make_page
@@ -952,3 +962,167 @@ def test_a_browser_without_a_part_is_told(browser, drawn_path):
     page.goto(drawn_path.as_uri())
     assert "JavaScript" in page.locator("#lack").inner_text()
     context.close()
+
+
+# What is on the page after a change is what a new page shows
+
+
+PANELS = """() => [
+    document.querySelector("main").innerText,
+    ...[...document.querySelectorAll("main canvas")].map(x => x.toDataURL()),
+    ...[...document.querySelectorAll("main select")].map(x => `${x.value} ${x.innerText}`),
+    ...[...document.querySelectorAll("main input")].map(x => `${x.value} ${x.checked}`),
+    wall.picture.toDataURL(),
+]"""
+
+
+def check_panels(page, other):
+    """Wait until a page shows the same as another one, which has just been opened, and check it."""
+    for one in page, other:
+        one.evaluate("document.querySelectorAll('main details').forEach(x => { x.open = true; })")
+    other.wait_for_timeout(200)  # a table is filled when it has been opened
+    expected = other.evaluate(PANELS)
+    for _ in range(50):
+        if page.evaluate(PANELS) == expected:
+            break
+        page.wait_for_timeout(100)
+    for found, wanted in zip(page.evaluate(PANELS), expected, strict=True):
+        assert found == wanted
+
+
+def test_all_panels_follow_what_is_selected(visit, drawn_path):
+    page = visit(drawn_path)
+    some = "[...document.querySelectorAll('main details')].filter((x, i) => i % 2)"
+    page.evaluate(f"{some}.forEach(x => {{ x.open = true; }})")  # the others are opened later
+    page.locator("#carried").check()
+    page.locator("#token-9").click()
+    page.locator("#layer").select_option("2")
+    page.locator("#head").select_option("3")
+    page.locator("#key").select_option("4")
+    page.locator("#candidate").select_option("3")
+    page.locator("#versus").select_option("11")
+    page.locator("#temperature").fill("0.5")
+    page.locator("#min_p").fill("0.1")
+    hash = page.evaluate("location.hash")
+    assert hash.count("&") == 8 and page.locator("#key option").count() == 10  # 0 to 9
+    check_panels(page, visit(drawn_path, hash))
+
+
+def test_all_panels_follow_the_size_of_the_window(visit, drawn_path):
+    page = visit(drawn_path)
+    page.set_viewport_size(PHONE)
+    check_panels(page, visit(drawn_path, viewport=PHONE))
+
+
+def test_all_panels_follow_the_colours_of_the_system(visit, drawn_path):
+    page = visit(drawn_path, color_scheme="light")
+    page.emulate_media(color_scheme="dark")
+    check_panels(page, visit(drawn_path, color_scheme="dark"))
+
+
+def test_pictures_are_sharp_where_a_pixel_of_the_page_is_four_of_the_screen(visit, golden_path):
+    page, plain = visit(golden_path, device_scale_factor=2), visit(golden_path)
+    script = "[...document.querySelectorAll('main canvas')].map(x => [x.id, x.width, x.height])"
+    sizes = plain.evaluate(script)
+    assert page.evaluate(script) == [[name, 2 * x, 2 * y] for name, x, y in sizes]
+    on_page = (
+        "[...document.querySelectorAll('main canvas')].map(x => [x.offsetWidth, x.offsetHeight])"
+    )
+    assert page.evaluate(on_page) == plain.evaluate(on_page)
+    assert page.evaluate("wall.picture.width") == 2 * plain.evaluate("wall.picture.width")
+    left, side = map_geometry(plain)
+    for i, j in np.random.default_rng(0).integers(0, 28, size=(20, 2)).tolist():
+        x, y = left + (j + 0.5) * side, left + (i + 0.5) * side
+        assert pixel(page, "map", 2 * x, 2 * y) == pixel(plain, "map", x, y)
+    for part in range(24):
+        x, y = cell(plain, "wall", part, 4)
+        assert pixel(page, "wall", 2 * x, 2 * y) == pixel(plain, "wall", x, y)
+    click(page, "wall", *cell(plain, "wall", 2 * 4 + 3, 4))
+    assert page.evaluate("[state.layer, state.head]") == [2, 3]
+
+
+def test_buttons_do_what_they_say(visit, drawn_path):
+    page = visit(drawn_path, "#token=9")
+    for button, token in ("forward", 10), ("back", 9), ("first", 5), ("back", 4), ("play", 5):
+        page.locator(f"#{button}").click()
+        assert page.evaluate("state.token") == token, button
+    page.locator("#play").click()  # stops
+    page.locator("#keys").click()
+    assert page.locator("#help").is_visible()
+    page.locator("#close").click()
+    assert not page.locator("#help").is_visible()
+
+
+def test_the_continuation_plays_from_the_selected_token(visit, drawn_path):
+    page = visit(drawn_path, "#token=9")
+    page.clock.install()
+    page.keyboard.press("p")
+    assert page.evaluate("state.token") == 10
+    page.clock.run_for(1300)
+    assert page.evaluate("state.token") == 11
+    page.keyboard.press("p")
+    page.clock.run_for(5000)
+    assert page.evaluate("state.token") == 11
+
+
+def test_keys_that_are_not_for_the_page_do_nothing(visit, drawn_path):
+    page = visit(drawn_path, "#token=9")
+    before = page.evaluate("JSON.stringify(state)")
+    for key in "Control+c", "Alt+w", "Meta+d", "x":
+        page.keyboard.press(key)
+    page.keyboard.press("?")  # behind the list of keys nothing moves
+    for key in "]", "ArrowLeft", "c":
+        page.keyboard.press(key)
+    page.keyboard.press("Escape")
+    page.locator("#layer").focus()
+    page.keyboard.press("w")
+    assert page.evaluate("JSON.stringify(state)") == before
+    page.locator("#lens-grid").focus()
+    page.keyboard.press("ArrowRight")  # scrolls
+    assert page.evaluate("state.token") == 9
+    page.keyboard.press("]")
+    assert page.evaluate("state.head") == 1
+
+
+def test_the_keys_of_candidates_and_of_tokens_looked_at(visit, drawn_path):
+    page = visit(drawn_path, "#token=9&key=4")
+    page.keyboard.press(".")
+    assert page.evaluate("state.key") == 5
+    for i in range(1, 11):
+        page.keyboard.press("C")  # with or without shift
+        assert page.evaluate("state.candidate") == i % 10
+
+
+def test_an_address_is_held_within_its_limits(visit, drawn_path):
+    hash = "#token=4&versus=99&candidate=99&top_p=7&min_p=-1&temperature=1e9&top_k=5000"
+    page = visit(drawn_path, f"{hash}&carried=false&head=99")
+    found = page.evaluate("state")
+    assert (found["versus"], found["candidate"], found["head"]) == (11, 9, 3)
+    assert (found["top_p"], found["min_p"], found["temperature"]) == (1, 0, 100)
+    assert (found["top_k"], found["carried"]) == (2048, False)
+    assert page.locator("#versus").input_value() == "11"
+
+
+def test_the_strip_marks_the_prompt_and_names_the_selected_token(visit, drawn_path, shipped):
+    page = visit(drawn_path)
+    marked = "ids.map((_, i) => $(`token-${i}`).classList.contains('prompt'))"
+    assert page.evaluate(marked) == [i < 6 for i in range(18)]
+    ids = page.evaluate("ids")
+    for i in 0, 5, 12:
+        page.locator(f"#token-{i}").click()
+        spelled = shipped[0].decode_bytes([ids[i]]).hex(" ").upper()
+        what = "byte" if len(spelled) == 2 else "bytes"
+        assert (
+            f"position {i}, id {ids[i]}, {what} {spelled}." in page.locator("#chosen").inner_text()
+        )
+
+
+def test_ids_without_a_token_and_neurons_of_a_thin_mlp(tmp_path, visit, make_page):
+    options = odd_model(tmp_path, {"n_vocab": 300, "n_inner": 10})
+    page = visit(make_page("low", *options, "--n_tokens_to_generate", "2"))
+    names = page.evaluate("[259, 260, 299].map(nameOf)")
+    assert names[0] != "⟨no token⟩" == names[1] == names[2]
+    for layer in 0, 1:
+        page.locator("#layer").select_option(str(layer))
+        tokens = page.locator("#neurons .tokens").all_inner_texts()
+        assert len(tokens) == 10 and not any("not worked out" in text for text in tokens)

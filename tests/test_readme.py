@@ -87,7 +87,7 @@ def test_pico_command_runs():
 
 
 @pytest.mark.parametrize(
-    "script", ["gpt2.py", "gpt2_pico.py", "batch.py", "evaluate.py", "train.py"]
+    "script", ["gpt2.py", "gpt2_pico.py", "batch.py", "evaluate.py", "explain.py", "train.py"]
 )
 def test_every_option_shown_is_in_help(script):
     known = set(re.findall(r"--\w+", run(script, "--help")))
@@ -103,9 +103,10 @@ def test_every_option_shown_is_in_help(script):
 def test_the_table_of_options_is_that_of_the_commands():
     document = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert document == make_options.document(), "python tests/make_options.py writes it anew"
-    for script in "gpt2.py", "batch.py", "evaluate.py", "train.py":
+    for script in "gpt2.py", "batch.py", "evaluate.py", "explain.py", "train.py":
         known = set(re.findall(r"--\w+", run(script, "--help"))) - {"--help"}
-        assert known <= set(re.findall(r"--\w+", document.split(f"## {script}")[1]))
+        section = document.split(f"\n## {script}\n")[1].split("\n## ")[0]
+        assert known == set(re.findall(r"^\| `(--\w+)", section, re.MULTILINE)), script
 
 
 def test_the_map_names_every_file():

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -454,6 +455,14 @@ def test_plot(unbroken, tmp_path, monkeypatch, capsys):
         assert train.main(["--plot", str(tmp_path)]) == 0
         assert drawn == {**expected, "validation": rows}
         (tmp_path / "log.csv").write_text(log.replace(",4", ","))
+    header = b"step,seconds,loss,validation_loss\n"
+    odd = b"", header, header + b"1,2,a,\n", b"1,2\n3,4", bytes(range(256)) * 9
+    for content in (*odd, b"x" * 200_000):
+        (tmp_path / "log.csv").write_bytes(content)
+        capsys.readouterr()
+        assert train.main(["--plot", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "log.csv is not a log of train.py, or has no rows" in said
 
 
 def test_without_an_argument_it_says_in_three_lines_what_it_needs(tmp_path):
@@ -562,3 +571,15 @@ def test_too_little_memory_is_one_line(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert train.main([str(text), "--out", str(tmp_path / "out"), *SMALL]) == 1
     assert capsys.readouterr().err.startswith("train.py: error: not enough memory (Unable to")
+
+
+def test_a_vocabulary_with_added_tokens_leaves_no_file_of_the_run(
+    unbroken, text, tmp_path, monkeypatch
+):
+    shutil.copytree(unbroken[0], tmp_path / "tok")
+    (tmp_path / "tok" / "added_tokens.json").write_text('{"<x>": 300}')
+    monkeypatch.setattr(sys, "stdin", None)
+    args = [str(text), "--out", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok")]
+    assert train.main([*args, *SMALL[:10], "--iterations", "2"]) == 0
+    assert (tmp_path / "out" / "added_tokens.json").exists()
+    assert not (tmp_path / "out" / "training").exists()

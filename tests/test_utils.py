@@ -11,7 +11,7 @@ from conftest import GOLDEN, OPENAI, ROOT, model_options, random_params
 
 import gpt2
 import utils
-from encoder import Encoder
+from encoder import Encoder, get_encoder
 from model_files.directory import flatten, load_model, save_model
 
 
@@ -106,6 +106,35 @@ def test_names_and_paths(directory, tmp_path, monkeypatch):
         utils.find_model("nosuch", Path("models"))
 
 
+def test_a_path_is_as_good_as_a_name(directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, expected, _ = load_model(directory)
+    shutil.copytree(directory, tmp_path / "models" / "124M")
+    shutil.copy(GOLDEN / "encoder_tokenizer.json", tmp_path / "models" / "124M" / "tokenizer.json")
+    shutil.copytree(directory, tmp_path / "shakespeare")  # Path("./shakespeare") is this one
+    for name, models in (
+        *((directory, Path("models")), (Path("model"), "nowhere"), (Path("model"), tmp_path)),
+        *((Path("124M"), Path("models")), (Path("./shakespeare"), Path("nowhere"))),
+    ):
+        _, hparams, _ = utils.load_encoder_hparams_and_params(name, models)
+        assert hparams == expected
+        assert utils.load_encoder(name, models).n_vocab == 257
+    for arguments in (directory,), (Path("model"), tmp_path), ("model", tmp_path):
+        assert get_encoder(*arguments).n_vocab == 257
+
+
+def test_a_name_of_another_type_is_refused(directory):
+    for load in utils.load_encoder_hparams_and_params, utils.load_encoder:
+        for name in None, b"model", 124, ["model"]:
+            with pytest.raises(TypeError, match="the name of a model is .*: it must be a text or"):
+                load(name, "models")
+        with pytest.raises(TypeError, match="str"):
+            load("model", None)
+    for arguments in (None,), (b"model",), (None, "models"), (124, "models"):
+        with pytest.raises(TypeError, match="str"):
+            get_encoder(*arguments)
+
+
 def test_a_directory_without_a_model_is_found_only_by_a_name_of_its_own(tmp_path, monkeypatch):
     """What is wrong with it is then said by whoever reads it; a size would be fetched into it."""
     fetched = []
@@ -146,6 +175,8 @@ def test_what_a_killed_fetch_has_left_beside_a_whole_model_goes(directory):
         ("https://huggingface.co/owner/name/resolve/v1/x.bin?download=true", "owner/name@v1"),
         ("https://huggingface.co/owner/name/discussions/1", "owner/name"),
         (" http://mirror.example:81/owner/name#files", "owner/name"),
+        ("https://me:pw@huggingface.co/owner/name/tree/v1", "owner/name@v1"),
+        ("me:pw@hf.co/owner/name?token=pw", "owner/name"),
         ("https://hf.co/gpt2", None),
         ("https://huggingface.co/datasets/a/b", None),
         ("https://a.example/b/c", None),
@@ -159,3 +190,9 @@ def test_the_address_of_a_models_page_is_its_name(address, name, monkeypatch):
     if name:
         repo, _, revision = name.partition("@")
         assert utils.find_model(address, Path("nowhere")) == (repo, revision or "main")
+
+
+@pytest.mark.parametrize("name", ["https://me:pw@a.example/b/c?key=pw", "me:pw@a.example/b/c"])
+def test_a_password_in_a_models_address_is_not_printed(name):
+    with pytest.raises(FileNotFoundError, match="^(https://)?a.example/b/c: no such directory$"):
+        utils.find_model(name, Path("nowhere"))

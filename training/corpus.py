@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -29,8 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
-from encoder import Encoder
-from model_files import END_OF_TEXT
+from encoder import FIND_BOUNDARY, Encoder
+from model_files import END_OF_TEXT, files, hub
 
 TEXT_HELP = (
     'UTF-8 files, directories (each .txt and .md below), .jsonl files with a "text" per line, '
@@ -82,22 +82,36 @@ def files_below(directory):
 
 
 def fetch_text(address, directory):
-    """Return the path of the file at an address, which is fetched unless it is already there."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(address).path.split("/")[-1]))[-80:] or "text"
-    digest = hashlib.sha256(address.encode()).hexdigest()[:8]  # many files are called input.txt
+    """Return the path of the file at an address, which is fetched unless it is already there.
+
+    Its name depends on the address without credentials: that is all that a run keeps.
+    """
+    kept = files.without_credentials(address)
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(kept).path.split("/")[-1]))[-80:] or "text"
+    digest = hashlib.sha256(kept.encode()).hexdigest()[:8]  # many files are called input.txt
     path = directory / f"{digest}-{name}"
     if not path.exists():
-        from model_files import files, hub  # hub imports requests, which takes a while
-
         with files.lock(directory):
+            files.remove_temporary(directory)
             if not path.exists():  # another process may have fetched it
-                hub.download(hub.Server(address), "", path)
+                with files.write_atomic(path) as file:
+                    hub.receive(hub.Server(address), "", file, path.name)
     return path
+
+
+def forget_credentials(address, models_dir):
+    """Return an address without credentials, after what needs them has been fetched."""
+    kept = files.without_credentials(address)
+    if kept != address:
+        fetch_text(address, Path(models_dir) / "texts")
+    return kept
 
 
 # ==== Reading ===================================================================================
 
 BLOCK = 2**20  # bytes that are read at a time
+MAX_REST = 2**20  # bytes; a longer part of a text in which no word ends is cut
+MAX_LINE = 2**24  # bytes; the longest line that is read as a whole
 BOUNDARY = re.compile(re.escape(END_OF_TEXT) + "(?:\r?\n)?")  # between two texts in a file
 BOUNDARY_BYTES = re.compile(BOUNDARY.pattern.encode())
 MAX_BOUNDARY = len(END_OF_TEXT) + 2
@@ -145,7 +159,7 @@ def place_to_cut(file, path, place):
         if place == 0:
             return 0
         file.seek(place - 1)  # If a line starts at place, this reads the line break before it.
-        return place - 1 + len(file.readline())
+        return place - 1 + len(read_line(file))
     start = max(place - MAX_BOUNDARY, 0)
     file.seek(start)
     for found in BOUNDARY_BYTES.finditer(file.read(2 * MAX_BOUNDARY)):
@@ -228,10 +242,18 @@ def read_pieces(path, start, stop, by_line=False):
 
 def read_lines(file, stop):
     """Yield the lines of a binary file, from where it stands up to byte stop."""
-    for line in file:
-        yield line
-        if file.tell() >= stop:
-            return
+    while file.tell() < stop:
+        yield read_line(file)
+
+
+def read_line(file):
+    """Return the next line of a binary file. ValueError if it is too long to be read as a whole."""
+    start = file.tell()
+    line = file.readline(MAX_LINE + 1)
+    if len(line) > MAX_LINE:
+        advice = f"has more than {MAX_LINE} bytes: break it into shorter lines"
+        raise ValueError(f"{file.name}: the line at byte {start} {advice}")
+    return line
 
 
 def read_blocks(file, stop):
@@ -243,8 +265,21 @@ def read_blocks(file, stop):
         end = words.end() if words else 0
         if start + BLOCK >= stop:  # the last block
             end = len(rest)
+        elif end == 0 and len(rest) > MAX_REST:
+            end = last_character(rest)
         yield rest[:end]
         rest = rest[end:]
+
+
+def last_character(data):
+    """Return where bytes in which no word ends can be cut: before the last character, or before
+    what may be the beginning of an <|endoftext|>. The ids there may differ from the whole text's.
+    """
+    end = len(data) - 1
+    while end > 0 and data[end] >> 6 == 0b10:  # 10xxxxxx continues a character
+        end -= 1
+    start = data.rfind(b"<", len(data) - MAX_BOUNDARY)
+    return min(start, end) if start > 0 else end
 
 
 def text_of_line(line, where):
@@ -263,13 +298,14 @@ def text_of_line(line, where):
 def read_stopwords(path):
     """Return the words in a file, which split_texts can leave out."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig").split()
+        return files.read_bytes(path).decode("utf-8").split()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): convert the file") from None
 
 
 # ==== To ids ====================================================================================
 
+PIECE = 2**16  # characters that are encoded at a time, or up to twice as many
 COPIES = 16  # of the text, each spelled differently, with merge dropout
 
 
@@ -291,8 +327,19 @@ def encode_parts(parts, encoder, **changes):
 def encode_text(text, encoder):
     """Return the ids of a text. None stands for its end: <|endoftext|>, if the model has that."""
     if text is not None:
-        return encoder.encode(text)
+        return list(chain.from_iterable(map(encoder.encode, bounded_pieces(text))))
     return [] if encoder.eot is None else [encoder.eot]
+
+
+def bounded_pieces(text):
+    """Yield pieces of a text, which end where a word ends, or else inside a very long word: to
+    merge the bytes of a word takes a hundred times as much memory as the word."""
+    start = 0
+    while start < len(text):
+        boundary = FIND_BOUNDARY(text, start + PIECE, start + 2 * PIECE)
+        end = boundary.end() - 1 if boundary else start + 2 * PIECE
+        yield text[start:end]
+        start = end
 
 
 def id_type(encoder):

@@ -3,20 +3,21 @@
 import argparse
 import os
 import re
+from pathlib import Path
 
 import cli
-from training.corpus import COPIES, TEXT_HELP, is_address, read_stopwords
+from training.corpus import COPIES, TEXT_HELP, forget_credentials, is_address, read_stopwords
 from training.run import checkpoint_path, read_checkpoint
-from utils import load_encoder_hparams_and_params
+from utils import load_encoder_hparams_and_params, name_of
 
 number = cli.number  # number(kind, low, high) is a function that reads and checks a value
-whole, share = number(int, 1), number(float, 0, 1)
+whole, share = number(int, 1, 2**31), number(float, 0, 1)
 TUNING_RATE = 4e-4  # the learning rate of a model that has learned already
 
 # name: (default, kind, help). kind: a function that reads the value; a list of choices; bool for a
 # flag; or, if any text will do, the name for it in --help. {} in the help stands for the default.
 MODEL = {
-    "n_layer": (6, whole, "layers ({})"),
+    "n_layer": (6, number(int, 1, 1000), "layers ({})"),
     "n_head": (4, whole, "heads, a divisor of n_embd ({})"),
     "n_embd": (256, whole, "numbers per token ({})"),
     "n_ctx": (
@@ -50,7 +51,7 @@ TRAINING = {
     "optimizer": ("muon", ["muon", "adamw"], "for matrices in blocks ({})"),
     "eval_interval": (100, whole, "steps between evaluations and checkpoints ({})"),
     "seed": (0, number(int, 0), "the same seed, threads and iterations give the same run ({})"),
-    "threads": (None, whole, "(one per core)"),
+    "threads": (None, number(int, 1, 1000), "(one per core)"),
 }
 TEXT = {
     "val_fraction": (
@@ -90,12 +91,12 @@ def parser():
         "text", nargs="*", help=f"{TEXT_HELP}; the last part is held out for validation"
     )
     add = parser.add_argument
-    add("--out", metavar="DIR", help="the model directory to write")
+    add("--out", type=cli.not_empty, metavar="DIR", help="the model directory to write")
     add("--plot", metavar="DIR", help="draw the loss of a run into DIR/loss.png instead")
     add = parser.add_mutually_exclusive_group().add_argument
     resume_help = "continue from the last checkpoint in --out, with its options unless given again"
     add("--resume", action="store_true", help=resume_help)
-    add("--overwrite", action="store_true", help="replace what --out holds")
+    add("--overwrite", action="store_true", help="replace the model or run in --out")
     for title, rows in (("model", MODEL), ("training", TRAINING), ("text", TEXT)):
         group = parser.add_argument_group(title)
         for name, (default, kind, text) in rows.items():
@@ -128,7 +129,15 @@ def resolve_options(given):
     given.pop("overwrite", None)
     unfinished = {}
     if resume and checkpoint_path(out).exists():
-        unfinished = read_checkpoint(out)[1].settings
+        settings = read_checkpoint(out)[1].settings
+        unfinished = {name: settings.get(name) for name in DEFAULTS}
+        has_model = bool(unfinished.get("init_from"))
+        check_options(unfinished, has_model, checkpoint_path(out), "--overwrite starts over")
+    elif resume and (Path(out) / "training.json").is_file():
+        further = f"to train the model further, give --init_from {out} and another --out"
+        raise ValueError(f"{out}: its run is finished; {further}")
+    for name in {"init_from", "tokenizer"} & given.keys():
+        given[name] = name_of(given[name])  # without a password
     options = {**DEFAULTS, **unfinished, **given}
     decided_by = {"init_from": ("tokenizer", *SHAPE), "tokenizer": ("vocab_size",)}
     for source, names in decided_by.items():
@@ -140,7 +149,10 @@ def resolve_options(given):
         model = load_encoder_hparams_and_params(options["init_from"], options["models_dir"])
         if not unfinished:
             defaults = {**DEFAULTS, "learning_rate": TUNING_RATE, "n_ctx": None}
-            options = {**defaults, **inherited(model), **given}
+            found = inherited(model)
+            path = f"{options['init_from']}: training.json"
+            check_options(found, True, path, "repair or remove that file")
+            options = {**defaults, **found, **given}
         options |= dict.fromkeys(SHAPE)  # None stands for the model's own
     if options["tokenizer"]:
         options["vocab_size"] = None
@@ -169,6 +181,35 @@ def inherited(model):
     return found
 
 
+def check_options(options, has_model, path, advice):
+    """Raise ValueError naming the file if an option has a value that the parser would not give."""
+    for name, value in options.items():
+        if not is_valid(name, value, options, has_model):
+            raise ValueError(
+                f"{path}: {name} is {value!r:.40}, which train.py does not take: {advice}"
+            )
+
+
+def is_valid(name, value, options, has_model):
+    if name in ("text", "stopwords"):
+        is_list = isinstance(value, list) and all(isinstance(x, str) for x in value)
+        return is_list and (name == "stopwords" or len(value) > 0)
+    default, kind, _ = ROWS[name]
+    if value is None:  # stands for the value of the model or of the vocabulary
+        has_vocabulary = name == "vocab_size" and options.get("tokenizer")
+        return default is None or has_vocabulary or (has_model and name in (*SHAPE, "n_ctx"))
+    if kind is bool:
+        return isinstance(value, bool)
+    if isinstance(kind, list):
+        return value in kind
+    if isinstance(kind, str):
+        return isinstance(value, str)
+    try:
+        return type(value) in (int, float) and kind(str(value)) == value
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
 def absolute(options):
     """Return the options with absolute paths, as a run may be resumed from another directory.
 
@@ -180,11 +221,14 @@ def absolute(options):
         path = os.path.abspath(os.path.expanduser(model))
         if (model in (".", "..") or re.search(r"[/\\~]", model)) and os.path.isdir(path):
             options[name] = path
-    options["text"] = [
-        name if name == "-" or is_address(name) else os.path.abspath(name)
-        for name in options["text"]
-    ]
-    options["models_dir"] = os.path.abspath(options["models_dir"])
+    models_dir = options["models_dir"] = os.path.abspath(options["models_dir"])
+    texts = []
+    for name in options["text"]:
+        if is_address(name):
+            texts.append(forget_credentials(name, models_dir))
+        else:
+            texts.append(name if name == "-" else os.path.abspath(name))
+    options["text"] = texts
     if isinstance(options["stopwords"], str):
         options["stopwords"] = read_stopwords(options["stopwords"])
     options["threads"] = options["threads"] or os.cpu_count() or 1

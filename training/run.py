@@ -7,28 +7,46 @@
     OUT/training/checkpoint...      the optimizer's w, m and v, and the record, as last evaluated
     OUT/training/lock               locked while a process trains
 
-The directory training/ is removed when the run has ended, or if it could not begin.
+The directory training/ is removed when the run has ended, or if it could not begin. Nothing that a
+run has not made itself is replaced or removed, unless --overwrite says so: training.json lists the
+files in OUT that train.py has made, and a run does not begin if OUT/training has one of its names.
 """
 
 import contextlib
 import json
 import math
 import os
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from encoder import get_encoder, learn_bpe
-from model_files.directory import nest, parameter_shapes, save_model
-from model_files.files import try_lock, write_atomic
+from model_files.directory import GENERATION, nest, parameter_shapes, save_model
+from model_files.files import (
+    missing_directories,
+    read_json,
+    remove_temporary,
+    try_lock,
+    write_atomic,
+)
 from model_files.safetensors import read_safetensors, write_safetensors
-from model_files.vocabulary import FILES, save_vocabulary
+from model_files.vocabulary import FILES, save_vocabulary, vocabulary_files
 from training import corpus
 from training.optimizer import Optimizer
 from utils import load_encoder
 
 RUN_FILES = ("tokens.bin", "checkpoint.safetensors", *FILES)  # what a run keeps in OUT/training
+MARK = b"train.py has made the files here\n"  # what it writes into the lock
+# What a run writes into OUT, besides a vocabulary
+OUT_FILES = {"config.json", "model.safetensors", "training.json", "log.csv"}
+VOCABULARY = {GENERATION, *FILES}  # what changes the meaning of a model, if it is in OUT
+LEARNED = {"vocab.json", "merges.txt"}  # the files of a vocabulary that train.py has learned
+OTHER_MODEL = re.compile(
+    r"(pytorch_model|model)[\w.-]*\.(bin|safetensors)(\.index\.json)?"  # Hugging Face
+    r"|hparams\.json|encoder\.json|vocab\.bpe|checkpoint|model\.ckpt.*"  # OpenAI
+)
 
 
 @dataclass
@@ -55,10 +73,13 @@ class Run:
     def read_ids(self):
         """Return the ids to train on and those held out, both mapped: they may exceed memory."""
         path, record = ids_path(self.out), self.record
-        ids = np.memmap(path, corpus.id_type(self.encoder), "r")
-        if len(ids) != record.n_noisy + record.n_train + record.n_val:
-            raise ValueError(f"{path} is damaged; use --overwrite to start over")
-        n = len(ids) - record.n_val
+        dtype, n_ids = corpus.id_type(self.encoder), record.n_noisy + record.n_train + record.n_val
+        if not path.is_file() or path.stat().st_size != n_ids * np.dtype(dtype).itemsize:
+            raise ValueError(f"{path} is not the text of this run; use --overwrite to start over")
+        ids = np.memmap(path, dtype, "r")
+        if ids.max() >= self.encoder.n_vocab:
+            raise ValueError(f"{path} has ids of another vocabulary; use --overwrite to start over")
+        n = n_ids - record.n_val
         return ids[:n], ids[n:]
 
     def log(self, loss, val_loss=None):
@@ -73,12 +94,16 @@ class Run:
         """
         out = Path(self.out)
         val_loss = self.record.log[-1][-1]
-        if val_loss is None or val_loss < self.record.best:
+        best = self.record.best
+        if val_loss is None or best is None or val_loss < best:
             self.record.best = val_loss
-            out.mkdir(exist_ok=True)
-            with write_atomic(out / "training.json") as file:
-                file.write(json.dumps(self.record.settings, indent=2).encode() + b"\n")
             params, vocabulary = self.optimizer.params, self.encoder.vocabulary
+            names = OUT_FILES | vocabulary_files(vocabulary).keys()
+            for name in made_before(out) - names:
+                (out / name).unlink(missing_ok=True)
+            with write_atomic(out / "training.json") as file:
+                about = {**self.record.settings, "files": sorted(names)}
+                file.write(json.dumps(about, indent=2).encode() + b"\n")
             save_model(out, self.hparams, params, vocabulary, dtype)
         with write_atomic(out / "log.csv") as file:
             file.write(b"step,seconds,loss,validation_loss\n")
@@ -105,12 +130,39 @@ def ids_path(out):
 def read_checkpoint(out):
     """Return the vectors {"w": ..., "m": ..., "v": ...} and the Record of the last checkpoint."""
     path = checkpoint_path(out)
-    vectors, record = read_safetensors(path), {}
-    if vectors.keys() == {"w", "m", "v", "run"}:
-        record = json.loads(bytes(vectors.pop("run")))
-    if record.keys() != {x.name for x in fields(Record)}:
-        raise ValueError(f"{path} is not a checkpoint of train.py; use --overwrite to start over")
-    return vectors, Record(**record)
+    vectors = read_safetensors(path)
+    try:
+        record = Record(**json.loads(bytes(vectors.pop("run"))))
+        is_valid = vectors.keys() == {"w", "m", "v"} and holds_numbers(record)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"{path} is not a checkpoint of train.py: move it away to start over")
+    return vectors, record
+
+
+def holds_numbers(record):
+    """Return whether the values of a Record, which come from a file, have the right types."""
+    if not isinstance(record.settings, dict) or {*map(type, record.log)} - {list}:
+        return False
+    counts = [record.step, record.n_noisy, record.n_train, record.n_val]
+    numbers = [record.seconds, record.best, *(x for row in record.log for x in row)]
+    return (
+        isinstance(record.log, list)
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in counts)
+        and all(x is None or type(x) in (int, float) for x in numbers)
+        and all(len(row) == 4 and None not in row[:3] for row in record.log)
+        and math.isfinite(record.seconds)
+    )
+
+
+def made_before(out):
+    """Return the names of the files in a directory that earlier runs have made."""
+    with contextlib.suppress(OSError, ValueError):
+        names = read_json(Path(out) / "training.json").get("files")
+        if isinstance(names, list):
+            return {name for name in (*OUT_FILES, *FILES) if name in names}
+    return set()
 
 
 @contextlib.contextmanager
@@ -121,31 +173,71 @@ def lock_run(out):
     that only a run needs.
     """
     work = checkpoint_path(out).parent
-    made = [path for path in (work, *work.parents) if not path.exists()]  # try_lock makes them
+    made = missing_directories(work)
     lock = try_lock(work / "lock")
     if lock is None:
         raise ValueError(f"{out}: another training is writing there; wait, or use another --out")
     try:
+        if claim(out, lock):
+            made = [work]  # by the process that was killed
         yield
     finally:
-        leftovers = list(work.glob("piped-text-*"))
-        if not checkpoint_path(out).exists():
-            for name in RUN_FILES:
-                leftovers += [work / name, work / f"{name}.tmp"]
-        for path in leftovers:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        lock.seek(0)
+        content = lock.read()
+        if content == MARK:
+            remove_run_files(out)
         # Remove the lock while it is locked, or another training could lock it in between. Windows
         # cannot remove an open file.
         if os.name == "nt":
             lock.close()
-        with contextlib.suppress(OSError):
-            (work / "lock").unlink()
+        if content in (b"", MARK):
+            with contextlib.suppress(OSError):
+                (work / "lock").unlink()
         lock.close()
         with contextlib.suppress(OSError):  # a directory that is not empty stays
-            for path in (work, *made):  # the innermost first
-                if path.exists():
-                    path.rmdir()
+            for path in made:  # the innermost first
+                path.rmdir()
+
+
+def claim(out, lock):
+    """Mark OUT/training as this run's, and return whether an earlier run has left files in it.
+
+    ValueError if a file there has a name that a run uses, and no run has made it.
+    """
+    work = checkpoint_path(out).parent
+    content = lock.read()
+    is_left = content == MARK
+    if checkpoint_path(out).exists() and not is_left:
+        read_checkpoint(out)  # ValueError if it is the user's
+        is_left = True
+    if not is_left:
+        others = [path for path in work.iterdir() if is_run_file(path.name)]
+        if content:
+            others.append(work / "lock")
+        if others:
+            raise ValueError(
+                f"{others[0]} was not made by train.py: move it, or give another --out"
+            )
+    if content != MARK:
+        lock.write(MARK)
+        lock.flush()
+    return is_left
+
+
+def is_run_file(name):
+    return name in RUN_FILES or re.fullmatch(r"piped-text-\d+", name)
+
+
+def remove_run_files(out):
+    """Remove what only a run needs, apart from what --resume needs if there is a checkpoint."""
+    work = checkpoint_path(out).parent
+    kept = RUN_FILES if checkpoint_path(out).exists() else ()
+    for path in work.iterdir():
+        if is_run_file(path.name) and path.name not in kept:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    remove_temporary(work)
+    remove_temporary(Path(out))
 
 
 def open_run(out, options, model, resume=False, overwrite=False):
@@ -155,11 +247,29 @@ def open_run(out, options, model, resume=False, overwrite=False):
     """
     if resume and checkpoint_path(out).exists():
         return resume_run(out, options, model)
+    encoder = model[0] if model else None
+    if options.tokenizer:
+        encoder = load_encoder(options.tokenizer, options.models_dir)
+    check_out(out, encoder, overwrite)
+    return begin_run(out, options, model, encoder)
+
+
+def check_out(out, encoder, overwrite):
+    """Raise ValueError if a run would replace a file without --overwrite, or if a file that it does
+    not replace would change the meaning of its model."""
     if checkpoint_path(out).exists() and not overwrite:
         raise ValueError(f"{out} holds an unfinished run: --resume it or --overwrite it")
-    if (Path(out) / "config.json").exists() and not overwrite:
-        raise ValueError(f"{out} holds a model: give another --out, or --overwrite")
-    return begin_run(out, options, model)
+    here = {path.name for path in Path(out).glob("*")}
+    if overwrite:
+        names = vocabulary_files(encoder.vocabulary).keys() if encoder else LEARNED
+        others = (here & VOCABULARY) - names - made_before(out)
+        advice = "would change the meaning of the new model: move it away"
+    else:
+        used = OUT_FILES | VOCABULARY
+        others = {name for name in here if name in used or OTHER_MODEL.fullmatch(name)}
+        advice = "is there already: give another --out, or --overwrite"
+    if others:
+        raise ValueError(f"{Path(out) / min(others)} {advice}")
 
 
 def resume_run(out, options, model):
@@ -169,21 +279,24 @@ def resume_run(out, options, model):
     if model is None:
         model = new_model(options, get_encoder(ids_path(out).parent))  # its weights are replaced
     run = new_run(out, options, model, record)
+    if any(x.shape != run.optimizer.w.shape or x.dtype != np.float32 for x in vectors.values()):
+        raise ValueError(
+            f"{checkpoint_path(out)} is of another model; use --overwrite to start over"
+        )
     run.optimizer.w[...] = vectors["w"]
     run.optimizer.m[...] = vectors["m"]
     run.optimizer.v[...] = vectors["v"]
     return run
 
 
-def begin_run(out, options, model):
+def begin_run(out, options, model, encoder):
     """Turn the text into ids, learn a vocabulary if there is none, and save a first checkpoint."""
     record = Record(vars(options))
-    encoder = model[0] if model else None
-    if options.tokenizer:
-        encoder = load_encoder(options.tokenizer, options.models_dir)
     n_ctx = options.n_ctx or model[1]["n_ctx"]
     encoder = prepare_text(out, options, encoder, n_ctx, record)
     if model is None:
+        for name in FILES:  # of a run that --overwrite replaces
+            (ids_path(out).parent / name).unlink(missing_ok=True)
         save_vocabulary(encoder.vocabulary, ids_path(out).parent)
         model = new_model(options, encoder)
     run = new_run(out, options, model, record)

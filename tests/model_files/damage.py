@@ -1,10 +1,67 @@
-"""Files as a bad disk, or somebody with bad intentions, would leave them."""
+"""Files and model directories as a bad disk, or somebody with bad intentions, would leave them.
 
+    python tests/model_files/damage.py [N]
+
+Run gpt2.py, as a process, on each of N damaged model directories (2,000), and print what came of
+it. The exit status is 1 if one of them was neither used nor refused as it should be.
+"""
+
+import contextlib
 import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import GOLDEN, LETTERS, OPENAI, ROOT, command, random_params
+
+from model_files.directory import load_model, save_model
+from model_files.safetensors import read_safetensors, write_safetensors
+from model_files.vocabulary import read_vocabulary
 
 EVIL = (
-    *(None, True, 0, 1, -1, 2.5, 1e308, 1 << 31, 1 << 62, 10**30, "", "F16", "BF16", [], {}),
+    *(
+        None,
+        True,
+        0,
+        1,
+        -1,
+        2.5,
+        1e308,
+        10**6,
+        10**9,
+        1 << 31,
+        1 << 62,
+        10**30,
+        "",
+        "F16",
+        "BF16",
+        [],
+        {},
+    ),
     *([0, 0], [1, 1, 257, 8], [[]], {"a": 1}, "transformer.wte.weight"),
+)
+DEEP = "nested"  # stands for lists in lists, which json.dumps cannot write
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SETTINGS += "generation_config.json", "training.json"
+NAMES = (
+    *("config.json", "vocab.json", "merges.txt", "tokenizer.json", *SETTINGS),
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    *("hparams.json", "encoder.json", "vocab.bpe", "checkpoint", "model.ckpt.index"),
+    "model.ckpt.data-00000-of-00001",
+)
+KEYS = (
+    *("tokenizer_class", "added_tokens_decoder", "add_prefix_space", "pad_token", "eos_token_id"),
+    *("additional_special_tokens", "lowercase", "stopwords", "<|x|>", "257"),
 )
 
 
@@ -38,9 +95,277 @@ def mutate_json(rng, data):
         key = rng.randrange(len(inner)) if isinstance(inner, list) else rng.choice(list(inner))
     if rng.random() < 0.7:
         number = inner[key] if type(inner[key]) is int else 0
-        inner[key] = rng.choice([*EVIL, number + 1, number - 1, number * 2, number // 2])
+        inner[key] = rng.choice([*EVIL, DEEP, number + 1, number - 1, number * 2, number // 2])
     else:
         value = inner.pop(key)
         if isinstance(inner, dict) and rng.random() < 0.5:
             inner[rng.choice(["wte.weight", "lm_head.weight", "n_ctx", "shape", key + "x"])] = value
-    return json.dumps(content).encode()
+    depth = rng.choice([30, 900, 990, 100_000])
+    nested = b"[" * depth + b"]" * depth
+    return json.dumps(content).encode().replace(json.dumps(DEEP).encode(), nested)
+
+
+# Directories
+
+
+def shard(directory):
+    """Split the weights into two files with an index, as transformers does with large models."""
+    path = directory / "model.safetensors"
+    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
+    path.unlink()
+    weight_map = {}
+    for i, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        file = f"model-0000{i + 1}-of-00002.safetensors"
+        write_safetensors(directory / file, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index, weight_map
+
+
+def build_models(directory):
+    """Write a small model of each kind and return their directories, the largest one last."""
+    shutil.copytree(OPENAI, directory / "openai")
+    vocabulary, hparams, params = load_model(OPENAI)
+    for name in "whole", "shards":
+        save_model(directory / name, hparams, params, vocabulary)
+    shard(directory / "shards")
+    tokenizer = directory / "tokenizer"
+    tokenizer.mkdir()
+    shutil.copy(GOLDEN / "encoder_tokenizer.json", tokenizer / "tokenizer.json")
+    (tokenizer / "tokenizer_config.json").write_text('{"pad_token": "<|user|>", "eos_token": "!"}')
+    hparams = {**LETTERS, "n_vocab": 302}
+    save_model(tokenizer, hparams, random_params(5, **hparams), read_vocabulary(tokenizer))
+    names = "openai", "whole", "shards", "tokenizer"
+    return [*(directory / name for name in names), ROOT / "models" / "shakespeare"]
+
+
+class Unsuited(Exception):
+    """The file cannot be damaged in this way."""
+
+
+def regular_files(directory):
+    """Files that can be read in an instant."""
+    paths = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    return [path for path in paths if path.stat().st_size < 1 << 25]
+
+
+def put(path, data):
+    """Write a file, but into nothing else that may be there."""
+    if os.path.lexists(path) and not path.is_file():
+        raise Unsuited
+    path.write_bytes(data)
+
+
+def change_bytes(rng, path, others):
+    """Change a few bytes, but none of a number in the weights."""
+    if ".data-" in path.name:
+        raise Unsuited
+    data = path.read_bytes()
+    start, end = 0, len(data)
+    if path.suffix == ".safetensors":
+        start, end = rng.choice([0, 8, 8]), 8 + int.from_bytes(data[:8], "little")
+    path.write_bytes(data[:start] + mutate(rng, data[start:end]) + data[end:])
+
+
+def change_value(rng, path, others):
+    """Change a value in JSON: often in the file of the model's sizes, or in a header."""
+    sizes = [path.parent / name for name in ("config.json", "hparams.json")]
+    path = rng.choice([path, *filter(Path.is_file, sizes)])
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        path.write_bytes(mutate_json(rng, data))
+    elif path.suffix == ".safetensors":
+        n = 8 + int.from_bytes(data[:8], "little")
+        head = mutate_json(rng, data[8:n])
+        path.write_bytes(len(head).to_bytes(8, "little") + head + data[n:])
+    else:
+        raise Unsuited
+
+
+def add_settings(rng, path, others):
+    """Write another file of settings beside those that are there."""
+    settings = {rng.choice(KEYS): rng.choice(EVIL) for _ in range(2)}
+    if rng.random() < 0.3:
+        settings["added_tokens_decoder"] = {str(rng.choice(EVIL)): {"content": "<|y|>"}}
+    put(path.parent / rng.choice(SETTINGS), json.dumps(settings).encode())
+
+
+def change_length(rng, path, others):
+    """Cut a file off or append zeros, up to a gigabyte of them, which take no space."""
+    size = path.stat().st_size
+    os.truncate(path, rng.choice([0, 1, rng.randrange(size or 1), size - 1, size + 9, 1 << 30]))
+
+
+def change_shape(rng, path, others):
+    """Give one tensor another shape or another type."""
+    if path.suffix != ".safetensors":
+        raise Unsuited
+    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
+    name = rng.choice(list(tensors))
+    x = tensors[name]
+    changed = [x.T, x[1:], x[None], x.reshape(-1), x[:0], x.astype("f8"), x.astype("f2")]
+    tensors[name] = rng.choice(changed)
+    write_safetensors(path, tensors)
+
+
+def remove(rng, path, others):
+    path.unlink()
+
+
+def copy(rng, path, others):
+    """Give a file a second name, which may be that of another one."""
+    put(path.parent / rng.choice(NAMES), path.read_bytes())
+
+
+def swap(rng, path, others):
+    """Let two files change places."""
+    other = rng.choice(regular_files(path.parent))
+    data = path.read_bytes(), other.read_bytes()
+    path.write_bytes(data[1])
+    other.write_bytes(data[0])
+
+
+def take_from_another(rng, path, others):
+    """Add or replace a file by that of another model."""
+    foreign = rng.choice(regular_files(rng.choice(others)))
+    put(path.parent / rng.choice([foreign.name, foreign.name, path.name]), foreign.read_bytes())
+
+
+def put_in_its_place(rng, path, others):
+    """Replace a file by something that is not one, or by a link."""
+    path = rng.choice([path, path, path.parent / rng.choice(NAMES)])
+    path.unlink(missing_ok=True)
+    kind = rng.choice(["directory", "pipe", "socket", "device", "loop", "nowhere", "link"])
+    targets = {"device": "/dev/zero", "loop": path.name, "nowhere": "missing", "link": others[0]}
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end, contextlib.suppress(OSError):
+            end.bind(os.path.relpath(path))  # its path may be too long
+    else:
+        path.symlink_to(targets[kind])
+
+
+KINDS = (
+    *(change_bytes, change_bytes, change_value, change_value, add_settings, change_length),
+    *(change_shape, remove, copy, swap, take_from_another, put_in_its_place, put_in_its_place),
+)
+
+
+def damage(seed, models, directory):
+    """Make a damaged copy of one of the models; return which one it was, and what was done."""
+    rng = random.Random(seed)
+    model = models[-1] if seed % 20 == 0 else rng.choice(models[:-1])
+    shutil.copytree(model, directory)
+    done = []
+    n = rng.choice([1, 1, 1, 2, 3])
+    while len(done) < n and regular_files(directory):
+        path, kind = rng.choice(regular_files(directory)), rng.choice(KINDS)
+        # A file that has been damaged before may be no JSON, and empty.
+        with contextlib.suppress(Unsuited, ValueError, IndexError, AttributeError, TypeError):
+            kind(rng, path, models)
+            done.append(f"{kind.__name__} {path.name}")
+    return model, ", ".join(done)
+
+
+# What gpt2.py does with them
+
+OPTIONS = "hi", "--n_tokens_to_generate", "5", "--model_size"
+NOTES = "was trained on text", "the model sees", "the text is longer than the context"
+
+
+def judge(status, output, errors, expected):
+    """Return "unchanged", "another text", "refused", or else what is wrong."""
+    lines = errors.splitlines()
+    if status == 0 and all(any(note in line for note in NOTES) for line in lines):
+        return "unchanged" if output == expected else "another text"
+    is_message = errors.startswith("gpt2.py: error: ") and "not enough memory" not in errors
+    if status == 1 and not output and len(lines) == 1 and len(errors) < 2000 and is_message:
+        return "refused"
+    return f"status {status}, {len(output)} characters, {len(lines)} lines: {errors[-500:]}"
+
+
+IN_ONE = r"""
+import contextlib, io, json, re, resource, sys
+import gpt2
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+for directory in sys.argv[1].split(":"):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = gpt2.main([*sys.argv[2:], directory])
+    print(json.dumps([status, output.getvalue(), errors.getvalue()]))
+try:
+    peak = int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
+except FileNotFoundError:
+    peak = 0  # macOS
+print(peak / 1024)
+"""
+
+
+def run_all(directories):
+    """Return [status, output, errors] of gpt2.py for each directory and, as one process runs it on
+    all of them, the megabytes that this took, or 0 where the system does not say."""
+    names = ":".join(map(str, directories))
+    arguments = [sys.executable, "-c", IN_ONE, names, *OPTIONS]
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    *results, peak = map(json.loads, process.stdout.splitlines())
+    assert len(results) == len(directories), process.stderr[-2000:]
+    return results, peak
+
+
+def run(directory):
+    """Return (status, output, errors), the seconds and the megabytes that gpt2.py took."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command("gpt2.py", *OPTIONS, directory),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+        )
+        timer = threading.Timer(30, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in output, errors:
+            file.seek(0)
+            texts.append(file.read().decode())
+    return (process.returncode, *texts), time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main(n):
+    """Run gpt2.py on n damaged directories and return the exit status."""
+    results, wrong, most = Counter(), 0, [(0, ""), (0, "")]
+    with tempfile.TemporaryDirectory() as scratch:
+        models = build_models(Path(scratch))
+        expected = {model: run(model)[0][1] for model in models}
+        for seed in range(n):
+            directory = Path(scratch) / "damaged"
+            model, done = damage(seed, models, directory)
+            found, *costs = run(directory)
+            result = judge(*found, expected[model])
+            if result not in ("unchanged", "another text", "refused"):
+                wrong += 1
+                print(f"{seed} {model.name}, {done}: {result}", flush=True)
+            elif costs[0] > 10 or costs[1] > 300:
+                wrong += 1
+                print(f"{seed} {model.name}, {done}: {costs[0]:.1f} s, {costs[1]:.0f} MB")
+            results[result] += 1
+            most = [max(pair) for pair in zip(most, ((cost, done) for cost in costs))]
+            shutil.rmtree(directory)
+    counts = ", ".join(
+        f"{results[name]} {name}" for name in ("unchanged", "another text", "refused")
+    )
+    (seconds, slowest), (megabytes, largest) = most
+    print(f"{n} damaged directories: {counts}, {wrong} wrong")
+    print(f"at most {seconds:.1f} s ({slowest}) and {megabytes:.0f} MB ({largest})")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000))

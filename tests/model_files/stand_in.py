@@ -35,7 +35,8 @@ ANSWERS = {  # faults that are an answer of their own: status, headers, body
 KINDS = (  # of faults
     *(*ANSWERS, "hostile", "cut headers", "circle", "gone", "expired", "changed"),
     *("break", "reset", "slow", "stall", "length", "bytes", "portal as file"),
-    *("no ranges", "other range", "416", "chunked", "gzip", "no length", "cut"),
+    *("no ranges", "other range", "416", "chunked", "gzip", "no length", "cut", "cut chunked"),
+    "half",  # as the part of a file, although nobody has asked for a part
 )
 
 
@@ -161,16 +162,20 @@ class Handler(BaseHTTPRequestHandler):
             first = self.first + (fault == "other range")
             status, body = 206, data[first:]
             headers = headers | {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
+        elif fault == "half":
+            status, body = 206, data[: len(data) // 2]
+            headers = headers | {"Content-Range": f"bytes 0-{len(body) - 1}/{len(data)}"}
         headers = headers | {"Content-Length": str(len(body) + (7 if fault == "length" else 0))}
         accepts = self.headers.get("Accept-Encoding", "")
         if fault == "gzip" or self.compresses and len(data) > 200 and "gzip" in accepts:
             body = gzip.compress(body)
             headers |= {"Content-Encoding": "gzip", "Content-Length": str(len(body))}
-        if fault == "chunked":
+        if fault in ("chunked", "cut chunked"):
             headers["Transfer-Encoding"] = "chunked"
         if "Transfer-Encoding" in headers or fault in ("no length", "cut"):
             headers["Content-Length"] = None
-        cut = int(where * len(body)) if fault in ("break", "reset", "stall", "cut") else len(body)
+        is_cut = fault in ("break", "reset", "stall", "cut", "cut chunked")
+        cut = int(where * len(body)) if is_cut else len(body)
         pause = self.servers.pace if len(body) > 4096 else 0.0002 if fault == "slow" else 0
         self.answer(status, headers, body[:cut], pause=pause, is_whole=cut == len(body))
         if fault == "reset":  # closing with this option set sends RST
@@ -306,19 +311,20 @@ class Content(Handler):
 
 
 class Store(Handler):
-    """OpenAI's own, and any other server of files; tag: None, or a form of their ETag."""
+    """OpenAI's own, and any other server of files; tag: None, or a form of their ETag. Its fault
+    "mixed" is to send the rest of one version to whoever has the beginning of another."""
 
     tag = '"0x{}"'
 
     def reply(self):
-        data = self.servers.files.get(self.path_)
         fault, where = self.servers.next_fault(self.path_.rsplit("/", 1)[-1])
+        data = self.servers.files.get(self.path_)
         if data is None:
             return self.answer(404, {"x-ms-error-code": "BlobNotFound"}, b"Not Found")
         if self.refuse(fault):
             return
         tag = self.tag.format(hashlib.sha1(data).hexdigest()[:15]) if self.tag else None
-        if self.headers.get("If-Range", tag) != tag:
+        if self.headers.get("If-Range", tag) != tag and fault != "mixed":
             self.first = None
         headers = {"ETag": tag, "Accept-Ranges": "bytes"}
         if self.first is None:

@@ -7,13 +7,16 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import make_golden_tf as golden
 import numpy as np
 import pytest
 from conftest import FULL, OPENAI, TINY, leaves, map_leaves, random_params
-from damage import mutate, mutate_json
+from damage import build_models, damage, judge, mutate, mutate_json, run_all, shard
 
 import gpt2
 from encoder import learn_bpe
@@ -32,6 +35,8 @@ from model_files.directory import (
 from model_files.safetensors import read_safetensors, write_safetensors
 
 FUZZ = int(os.environ.get("FUZZ", 500))
+SAMPLE = 100  # damaged directories; python tests/model_files/damage.py tries 2,000
+needs_unix = pytest.mark.skipif(os.name == "nt", reason="no pipes, no limits of memory")
 
 
 def rewrite(directory, change, dtype=None):
@@ -117,6 +122,10 @@ def test_eos_token_ids_are_those_of_generation_config_or_config(eos, found, dire
     assert load_model(directory)[1]["eos_token_ids"] == [7]
     (directory / "generation_config.json").write_text("{}")
     assert load_model(directory)[1]["eos_token_ids"] == []  # this file counts, not config.json
+    with pytest.raises(ValueError, match="generation_config.json belongs to another model"):
+        save_model(directory, hparams, params, vocabulary)
+    assert (directory / "generation_config.json").read_text() == "{}"
+    (directory / "generation_config.json").unlink()
     save_model(directory, hparams, params, vocabulary)
     assert load_model(directory)[1] == hparams
 
@@ -222,6 +231,7 @@ def test_a_config_is_completed_by_the_defaults_of_transformers(tmp_path):
         ("n_layer", 2.0),
         ("n_layer", True),
         ("n_head", 3),
+        ("n_head", 10**9),
         ("n_embd", "8"),
         ("n_positions", -1),
         ("vocab_size", 10**12),
@@ -237,8 +247,32 @@ def test_another_architecture_is_refused(key, value, directory):
     configure(directory, **{key: value})
     with pytest.raises(ValueError, match="model/config.json: ") as error:
         load_model(directory)
-    assert key in str(error.value) or key == "n_head"
+    assert key in str(error.value)
     assert "\n" not in str(error.value)
+
+
+SIZES = {"n_layer": 2, "vocab_size": 257, "n_positions": 16, "n_inner": 32, "n_embd": 8}
+
+
+@needs_unix
+def test_sizes_are_compared_with_the_weights_before_anything_is_built(tmp_path):
+    cases = {}
+    sizes = [("n_layer", 1), *((key, n) for key in (*SIZES, "n_head") for n in (10**6, 10**9))]
+    for model in build_models(tmp_path)[:2]:
+        for key, size in sizes:
+            copy = shutil.copytree(model, tmp_path / f"{model.name}-{key}-{size}")
+            path = copy / ("hparams.json" if model.name == "openai" else "config.json")
+            config = json.loads(path.read_text())
+            theirs = {"vocab_size": "n_vocab", "n_positions": "n_ctx"}.get(key, key)
+            config[theirs if theirs in config else key] = size
+            path.write_text(json.dumps(config))
+            cases[copy] = path, key, size
+    results, peak = run_all(cases)
+    for (path, key, size), (status, _, errors) in zip(cases.values(), results, strict=True):
+        assert status == 1 and errors.startswith(f"gpt2.py: error: {path}: ")
+        sentence = errors.removeprefix(f"gpt2.py: error: {path}: ")
+        assert {key, str(size), str(SIZES.get(key, 8))} <= {*re.findall(r"\w+", sentence)}
+    assert peak < 100
 
 
 def test_tensors_are_refused_by_name(directory):
@@ -252,20 +286,23 @@ def test_tensors_are_refused_by_name(directory):
 
     wte = "transformer.wte.weight"
     refused(lambda t: t.pop("transformer.h.1.ln_2.bias"), "tensor h.1.ln_2.bias is missing")
-    refused(lambda t: t.update({wte: t[wte].T}), r"wte.weight has shape \(8, 257\), not \(257, 8\)")
+    refused(
+        lambda t: t.update({wte: t[wte].T}),
+        r"vocab_size is 257, but tensor wte.weight has shape \(8, 257\)",
+    )
+    refused(
+        lambda t: t.update({wte: t[wte][:, 0]}), r"wte.weight has shape \(257,\), not \(257, 8\)"
+    )
     refused(lambda t: t.update({wte: t[wte].astype(np.float64)}), "wte.weight is float64, not F32")
     refused(lambda t: t.update({"lm_head.weight": t[wte] + 1}), "lm_head.weight differs from wte")
     refused(lambda t: t.update({"lm_head.weight": t[wte][1:]}), "lm_head.weight differs from wte")
-    refused(
-        lambda t: t.update({"transformer.h.2.ln_1.bias": t["transformer.ln_f.bias"]}),
-        "'h.2.ln_1.bias' is not part",
-    )
+    bias = "transformer.h.1.attn.c_attn.bias"
+    refused(lambda t: t.update({bias: t[bias][1:]}), r"bias has shape \(23,\), not \(24,\)")
+    refused(lambda t: t.update({"h.1.ln_3.bias": t[bias]}), "'h.1.ln_3.bias' is not part")
     refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without .*transformer")
     configure(directory, tie_word_embeddings=False)
     refused(lambda t: None, "lm_head.weight is missing")
-    configure(directory, tie_word_embeddings=True, n_layer=3)
-    refused(lambda t: None, "tensor h.2.ln_1.weight is missing")
-    configure(directory, n_layer=2, vocab_size=256)
+    configure(directory, tie_word_embeddings=True, vocab_size=256)
     refused(lambda t: None, "the vocabulary has 257 tokens, the model 256")
 
 
@@ -336,21 +373,6 @@ def test_a_pickle_and_an_empty_directory_are_refused(directory):
         load_model(directory)
 
 
-def shard(directory):
-    """Split the weights into two files with an index, as transformers does with large models."""
-    path = directory / "model.safetensors"
-    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
-    path.unlink()
-    weight_map = {}
-    for i, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
-        file = f"model-0000{i + 1}-of-00002.safetensors"
-        write_safetensors(directory / file, {name: tensors[name] for name in names})
-        weight_map |= dict.fromkeys(names, file)
-    index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
-    return index, weight_map
-
-
 def test_an_index_without_its_data_is_not_a_model(tmp_path):
     (tmp_path / "model.ckpt.index").touch()
     assert not holds_model(tmp_path)
@@ -372,10 +394,35 @@ def test_weights_in_several_files_are_read(directory):
         (3, "names of files"),
         ("../model.safetensors", "names of files"),
         ("/etc/passwd", "names of files"),
+        ("a" * 202 + ".safetensors", "names of files"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(ValueError, match=match):
             load_model(directory)
+
+
+def test_an_index_may_name_200_files(directory):
+    index, weight_map = shard(directory)
+    for n, match in (198, r"No such file.*missing-\d+"), (199, "names 201 files: at most 200"):
+        missing = {str(i): f"missing-{i}.safetensors" for i in range(n)}
+        index.write_text(json.dumps({"weight_map": weight_map | missing}))
+        with pytest.raises((OSError, ValueError), match=match):
+            load_model(directory)
+
+
+def test_settings_of_more_than_a_megabyte_are_not_read(directory):
+    config = (directory / "config.json").read_text()
+    (directory / "config.json").write_text(config + " " * ((1 << 20) - len(config)))
+    assert load_model(directory)[1]["n_layer"] == 2
+    for name in "config.json", "generation_config.json", "tokenizer_config.json":
+        (directory / name).write_text('{"x": "%s"}' % (" " * (1 << 20)))
+        with pytest.raises(ValueError, match=f"{name}: larger than 1048576 bytes"):
+            load_model(directory)
+        (directory / name).unlink()
+        (directory / "config.json").write_text(config)
+    words = ["word"] * (1 << 18)
+    (directory / "training.json").write_text(json.dumps({"stopwords": words}))
+    assert load_model(directory)[1]["training"]["stopwords"] == words  # of --stopwords
 
 
 def test_mutated_files_are_loaded_or_refused_in_one_line(directory):
@@ -409,6 +456,55 @@ def test_mutated_files_are_loaded_or_refused_in_one_line(directory):
     assert len(refused) > 10
 
 
+REGULAR = {
+    "openai": "hparams.json encoder.json vocab.bpe model.ckpt.index model.ckpt.data-00000-of-00001",
+    "shards": "model.safetensors.index.json model-00002-of-00002.safetensors",
+    "whole": "config.json vocab.json merges.txt tokenizer.json model.safetensors training.json "
+    "tokenizer_config.json special_tokens_map.json added_tokens.json generation_config.json",
+}
+KINDS = {
+    "directory": Path.mkdir,
+    "pipe": os.mkfifo if hasattr(os, "mkfifo") else None,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@needs_unix
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_regular_files_are_opened(kind, tmp_path):
+    cases = {}
+    for model in build_models(tmp_path)[:3]:
+        for name in [*REGULAR[model.name].split(), "checkpoint", "pytorch_model.bin"]:
+            copy = shutil.copytree(model, tmp_path / f"{model.name}-{name}")
+            (copy / name).unlink(missing_ok=True)
+            KINDS[kind](copy / name)
+            cases[copy] = name
+    results, _ = run_all(cases)
+    for (directory, name), (status, _, errors) in zip(cases.items(), results, strict=True):
+        if name in ("checkpoint", "pytorch_model.bin"):  # a model can do without them
+            assert (status, errors) == (0, ""), directory
+        else:
+            assert errors == f"gpt2.py: error: {directory / name} is not a regular file\n"
+
+
+@needs_unix
+def test_damaged_directories_are_used_or_refused_in_one_line(tmp_path):
+    models = build_models(tmp_path)
+    expected = dict(zip(models, run_all(models)[0], strict=True))
+    cases = {}
+    for seed in range(SAMPLE):
+        copy = tmp_path / str(seed)
+        cases[copy] = damage(seed, models, copy)
+    results, peak = run_all(cases)
+    found = Counter()
+    for (copy, (model, done)), result in zip(cases.items(), results, strict=True):
+        verdict = judge(*result, expected[model][1])
+        assert verdict in ("unchanged", "another text", "refused"), f"{copy}, {done}: {verdict}"
+        found[verdict] += 1
+    assert found["unchanged"] and found["refused"] > SAMPLE / 2
+    assert peak < 300
+
+
 def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
     vocabulary, hparams, _ = load_model(directory)
     for name in "tokenizer.json", "generation_config.json", "added_tokens.json":
@@ -417,6 +513,18 @@ def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
     assert found[:3] == vocabulary[:3]
     assert found_hparams == hparams
     with pytest.raises(ValueError, match="damaged JSON"):
+        load_model(directory)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype, number", [(None, np.nan), (None, 1e38), ("float16", -np.inf)])
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.ln_2.bias"])
+def test_weights_that_are_not_finite_are_refused_by_name(name, dtype, number, directory):
+    def damage(tensors):
+        tensors[f"transformer.{name}"].flat[-1] = number
+
+    rewrite(directory, damage, dtype)
+    with pytest.raises(ValueError, match=f"model: tensor {name} has numbers that are not finite"):
         load_model(directory)
 
 

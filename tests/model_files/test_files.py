@@ -3,11 +3,20 @@
 import errno
 import json
 import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from model_files import files
-from model_files.files import read_json, try_lock, write_atomic
+from model_files.files import (
+    open_regular,
+    printable,
+    read_json,
+    remove_temporary,
+    try_lock,
+    write_atomic,
+)
 
 
 def test_json_is_read_from_a_file_or_from_bytes(tmp_path):
@@ -43,7 +52,7 @@ def test_invalid_json_is_refused_in_one_line(data, match, tmp_path):
 
 
 def test_json_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON", 20)
+    monkeypatch.setattr(files, "MAX_SETTINGS", 20)
     path = tmp_path / "x"
     path.write_bytes(b'{"a": "' + b"b" * 11 + b'"}')
     assert read_json(path) == {"a": "b" * 11}
@@ -93,6 +102,101 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_the_mode_of_a_file_stays(tmp_path):
+    path = tmp_path / "x"
+    for mode in 0o600, 0o640, 0o444:
+        path.touch()
+        path.chmod(mode)
+        expected = stat.S_IMODE(path.stat().st_mode)  # Windows has only two
+        with write_atomic(path) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o077 & ~mode == 0 or os.name == "nt"
+            file.write(b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == expected and path.read_bytes() == b"new"
+        path.chmod(0o600)
+        path.unlink()
+    with open(tmp_path / "usual", "wb"), write_atomic(path):
+        pass
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a permission there")
+def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
+    target, link, chain = tmp_path / "a" / "target", tmp_path / "link", tmp_path / "chain"
+    target.parent.mkdir()
+    link.symlink_to("a/target")
+    chain.symlink_to(link)
+    for path in chain, link:  # the target is missing at first
+        with write_atomic(path) as file:
+            file.write(bytes(path))
+        assert target.read_bytes() == bytes(path) and link.is_symlink() and chain.is_symlink()
+        assert not target.is_symlink() and [*target.parent.iterdir()] == [target]
+    link.unlink()
+    link.symlink_to("chain")
+    with pytest.raises(OSError, match="chain"), write_atomic(chain):
+        pytest.fail("a circle of links leads nowhere")
+    assert {*tmp_path.iterdir()} == {target.parent, link, chain}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="special files")
+def test_a_pipe_and_a_device_are_written_into(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(pipe.read_bytes)
+        with write_atomic(pipe) as file:
+            file.write(b"new")
+        assert found.result() == b"new" and stat.S_ISFIFO(pipe.stat().st_mode)
+    before = os.stat(os.devnull)
+    with write_atomic(os.devnull) as file:
+        file.write(b"new")
+    assert os.stat(os.devnull).st_mode == before.st_mode
+    if os.path.exists("/dev/full"):
+        with pytest.raises(OSError, match="No space"), write_atomic("/dev/full") as file:
+            file.write(b"new" * 10000)
+    with pytest.raises(OSError, match="Is a directory"), write_atomic(tmp_path):
+        pytest.fail("a directory is not a file")
+
+
+def test_files_with_similar_names_are_the_users(tmp_path):
+    names = "x.tmp", ".gpt2-0.tmp", ".gpt2-0123456789abcdeg.tmp", ".gpt2-0123456789abcdef.tmp.txt"
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with write_atomic(tmp_path / "x"):
+        pass
+    (tmp_path / ".gpt2-0123456789abcdef.tmp").write_text("killed")
+    remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(("x", *names))
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="special files")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in tmp_path / "pipe", tmp_path / "link", tmp_path, os.devnull:
+        with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+            open_regular(path)
+    (tmp_path / "x").write_text("text")
+    (tmp_path / "y").symlink_to("x")
+    assert open_regular(tmp_path / "y").read() == b"text"
+
+
+def test_control_characters_are_spelled():
+    text = "a\x1b[2J\r\n\t\x07\x7f\x9b\u2028\u202e\u2066\udc80z"
+    spelled = r"a\x1b[2J\r\n\t\x07\x7f\x9b\u2028\u202e\u2066\udc80z"
+    assert printable(text) == spelled
+    usual = "naïve ☃ 😀 日本\u3000\xa0\u200d\\x1b"
+    assert printable(usual) == usual
+
+
+def test_a_lock_keeps_what_is_in_its_file(tmp_path):
+    (tmp_path / "lock").write_text("mine")
+    with try_lock(tmp_path / "lock") as file:
+        assert file.read() == b"mine"
+        file.write(b"!")
+    assert (tmp_path / "lock").read_text() == "mine!"
+
+
 def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
     """Its last holder may have removed that file, and another process have made a new one."""
     fcntl, path = pytest.importorskip("fcntl"), tmp_path / "lock"
@@ -110,3 +214,34 @@ def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
         assert try_lock(path) is None
     with try_lock(path):
         pass
+
+
+@pytest.mark.parametrize(
+    "address,kept",
+    [
+        ("https://me:pw@host/x.txt", "https://host/x.txt"),
+        ("HTTPS://pw@host:81/@a/x.txt#pw", "HTTPS://host:81/@a/x.txt"),
+        ("http://me:p@w@[::1]:81/x", "http://[::1]:81/x"),
+        ("http://me:p/w@host/x", "http://me:..."),
+        ("http://me:p?w@host/x", "http://me:..."),
+        ("http://host/a//b@c?d=e@f", "http://host/a//b@c?d=e@f"),
+        ("http://host/x?of=http://me:pw@a", "http://host/x?of=http://me:pw@a"),  # it names a text
+        ("http://host/x?access_token=pw", "http://host/x"),
+        ("http://host/x?a=1&X-Amz-Signature=pw&b=2", "http://host/x?a=1&b=2"),
+        ("http://host/x?apiKey=pw;sig=pw;b=2", "http://host/x?b=2"),
+        ("http://host/x?a=1&%73ig=pw&client-secret=pw&password=pw&auth=pw", "http://host/x?a=1"),
+        ("http://host/x?AWSAccessKeyId=pw&X-Amz-Credential=pw&key=pw", "http://host/x"),
+        # What identifies a text stays, though it has such a word in it:
+        ("http://host/?keyword=a&author=b&design=c", "http://host/?keyword=a&author=b&design=c"),
+        ("http://host/?monkey=a&passage=b&tokens=c", "http://host/?monkey=a&passage=b&tokens=c"),
+        # No addresses:
+        ("me:pw@host/x", "host/x"),
+        ("owner/name@v1", "owner/name@v1"),
+        ("mine@2", "mine@2"),
+        ("./my#model?key=1", "./my#model?key=1"),
+        ("C:\\models@2\\x", "C:\\models@2\\x"),
+        ("C:/models@2/x", "C:/models@2/x"),
+    ],
+)
+def test_what_is_kept_of_an_address(address, kept):
+    assert files.without_credentials(address) == kept

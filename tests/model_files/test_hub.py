@@ -253,6 +253,20 @@ def test_the_store_is_the_second_source(place, model, servers, capfd):
     assert [first for path, first, *_ in servers.log if BUNDLE in path] == [0, *there]
 
 
+def test_an_installation_from_the_store_that_was_killed_is_resumed(
+    place, model, servers, monkeypatch
+):
+    def killed(path, tensors):
+        raise OSError("killed")
+
+    servers.files = {path: x for path, x in servers.files.items() if path.startswith("124M/")}
+    with monkeypatch.context() as context:
+        context.setattr(model_directory, "write_weights", killed)
+        assert "killed; what has arrived is kept in" in fails("124M", place)
+    check("124M", place, model)
+    assert json.loads((place / "124M" / "source.json").read_text())["repository"] == hub.STORE
+
+
 @pytest.mark.parametrize("file", ["model.ckpt.index", BUNDLE])
 def test_the_store_is_believed_by_its_md5(file, place, model, servers, monkeypatch):
     servers.files = {path: x for path, x in servers.files.items() if path.startswith("124M/")}
@@ -294,16 +308,78 @@ def test_what_is_there_is_only_read(place, servers):
     assert not servers.log and len(list((place / "355M").iterdir())) == 6
 
 
-def test_nothing_of_a_run_that_was_killed_gets_into_the_model(place, model, servers):
-    stage = place / "owner--name" / "incomplete"
+@pytest.mark.parametrize("name", ["124M", "owner/name"])
+def test_nothing_of_a_run_that_was_killed_gets_into_the_model(name, place, model, servers):
+    directory = place / name.replace("/", "--")
+    stage = directory / "incomplete"
     (stage / "hub").mkdir(parents=True)  # as an older version of this program has left it
-    for left in "tokenizer.json.tmp", "added_tokens.json", "vocab.json", "fetch.lock":
-        for directory in stage, stage.parent:
-            (directory / left).write_bytes(b'{"from": "another commit"}')
-    check("owner/name", place, model)
+    (directory / "source.json").write_text('{"repository": "owner/name", "commit": "another"}')
+    (directory / f".gpt2-{'0' * 16}.tmp").write_bytes(b"half a file")
+    for left in "tokenizer.json", "added_tokens.json", "vocab.json", "config.json":
+        for where in stage, directory:
+            (where / left).write_bytes(b'{"from": "another commit"}')
+    check(name, place, model)
     stage.mkdir()  # killed just before its end
-    (stage.parent / "fetch.lock").touch()
+    (directory / "fetch.lock").touch()
+    check(name, place, model)
+
+
+MINE = b'{"of the": "user"}'
+
+
+@pytest.mark.parametrize("name", ["124M", "owner/name"])
+def test_no_file_of_the_user_is_replaced_or_deleted(name, place, model, servers):
+    directory = place / name.replace("/", "--")
+    directory.mkdir(parents=True)
+    for file in ("config.json", "generation_config.json", "source.json", *hub.FILES):
+        (directory / file).write_bytes(MINE)
+        servers.log.clear()
+        line = fails(name, place)
+        assert f"{directory / file} is in the way, and was not downloaded: move it away" in line
+        assert not contents(servers) and not any("ckpt" in path for path, *_ in servers.log)
+        assert (directory / file).read_bytes() == MINE
+        if file not in ("config.json", "generation_config.json"):
+            with pytest.raises(FileExistsError):
+                utils.load_encoder(name, place)
+        (directory / file).rename(
+            directory / "fetch.lock" if file == "source.json" else place / file
+        )
+        assert {path.name for path in directory.iterdir()} - {"incomplete"} <= {"fetch.lock"}
+    for file in "notes.tmp", "tokenizer.json.tmp", ".gpt2-mine.tmp":
+        (directory / file).write_bytes(MINE)
+    (directory / "vocab.json").write_bytes(model[0]["vocab.json"])  # the same as the hub's
+    load(name, place)
+    for file in "notes.tmp", "tokenizer.json.tmp", ".gpt2-mine.tmp", "fetch.lock":
+        assert (directory / file).read_bytes() == MINE
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(place, servers, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(MINE)
+    assert str(file) in fails("owner/name", file) and str(file) in fails("owner/name", file / "x")
+    with pytest.raises(OSError, match=str(file)):
+        corpus.fetch_text(f"{servers.store}/a/king.txt", file / "texts")
+    place.mkdir()
+    (place / "owner--name").write_bytes(MINE)
+    assert str(place / "owner--name") in fails("owner/name", place) and not servers.log
+    assert file.read_bytes() == (place / "owner--name").read_bytes() == MINE
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
+def test_no_pipe_in_the_place_of_a_part_is_waited_for(place, servers, model, tmp_path):
+    stage = place / "owner--name" / "incomplete"
+    stage.mkdir(parents=True)
+    digest = hashlib.sha256(model[0][WEIGHTS]).hexdigest()
+    for left in "config.json", "vocab.json", f"{WEIGHTS}.{digest[:16]}.part":
+        os.mkfifo(stage / left)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_bytes(MINE)
+    digest = stand_in.git_sha1(model[0]["merges.txt"])
+    (stage / f"merges.txt.{digest[:16]}.part").symlink_to(tmp_path / "mine" / "file")
+    (stage / "tokenizer.json").symlink_to(tmp_path / "mine")
+    subprocess.run([sys.executable, "-c", CLIENT, str(place)], check=True, timeout=60)
     check("owner/name", place, model)
+    assert (tmp_path / "mine" / "file").read_bytes() == MINE
 
 
 @pytest.mark.parametrize("name", ["124M", "owner/name"])
@@ -324,7 +400,7 @@ def test_it_is_no_model_before_all_of_it_is_there(name, place, model, servers, m
 
     monkeypatch.setattr(model_directory, "write_atomic", limited)
     monkeypatch.setattr("model_files.safetensors.write_atomic", limited)
-    for n_writes in range(4 if name == "124M" else 7):  # the last ones: config and weights
+    for n_writes in range(5 if name == "124M" else 7):  # the last ones: config and weights
         room = n_writes
         assert "No space left on device; what has arrived is kept in" in fails(name, place)
         if utils.holds_vocabulary(directory):
@@ -489,8 +565,51 @@ def test_what_else_the_hub_says_is_passed_on_without_escapes(place, servers, cap
     assert fails("owner/name", place).endswith("403 Access to this resource is disabled. {0} {x}")
     assert len(servers.log) == 1
     servers.faults = [("hostile", 0)] * hub.ATTEMPTS
-    assert "500 Nope [2J ]0;owned" in fails("owner/name", place)
+    assert r"500 Nope\x1b[2J\x1b]0;owned\x07" in fails("owner/name", place)
     assert "\x1b" not in capfd.readouterr().err
+
+
+def test_no_name_and_no_header_of_a_server_reaches_the_terminal_or_another_directory(
+    place, servers, monkeypatch, capfd, tmp_path
+):
+    evil = "x\x1b[2J", "../x", "/x", "C:\\x", "NUL", "con.safetensors", "\u202egpj.exe", "a\nb"
+    servers.files |= {f"owner/name/{name}": b"{}" for name in evil}
+    load("owner/name", place)
+    assert len(list(place.glob("*/*"))) == 5 and list(place.parent.glob("*")) == [place]
+    del servers.files[f"owner/name/{WEIGHTS}"]
+    for name in evil:
+        index = {"weight_map": {"wte.weight": name}}
+        servers.files[f"owner/name/{hub.INDEX}"] = json.dumps(index).encode()
+        assert "weight_map is not a dict of names of files beside it" in fails(
+            "owner/name@v1", place
+        )
+    headers = {
+        "X-Error-Code": "\x1b[2J",
+        "X-Error-Message": "\x9b2J\x1b[2J",
+        "Retry-After": "\x1b0",
+    }
+    for status in 403, 503:
+        monkeypatch.setitem(stand_in.ANSWERS, "evil", (status, headers, b"\x1b[2J"))
+        servers.faults = [("evil", 0)] * hub.ATTEMPTS
+        assert f"{status} \\x1b[2J \\x9b2J\\x1b[2J" in fails("owner/name@v1", place)
+    monkeypatch.setitem(stand_in.ANSWERS, "evil", (200, {"Content-Length": "\x1b9"}, b""))
+    servers.at = {"config.json": [("evil", 0)] * hub.ATTEMPTS}
+    fails("owner/name@v1", place)
+    assert "\x1b" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 503])
+def test_an_answer_without_end_is_not_read(status, place, servers, monkeypatch, text):
+    headers = {"Location": "/a/king.txt"} if status == 302 else {}
+    monkeypatch.setattr(disk, "MAX_JSON", 1 << 16)
+    monkeypatch.setitem(stand_in.ANSWERS, "long", (status, headers, b"[" * (50 << 20)))
+    if status != 302:
+        servers.at = {"list": [("long", 0)] * hub.ATTEMPTS}
+        fails("owner/name", place)
+    else:
+        servers.at = {"king.txt": [("long", 0)]}
+        assert corpus.fetch_text(*text[:2]).read_bytes() == text[2]
+    assert servers.log[0][2] == 0  # the 50 MB did not get through
 
 
 def test_a_stale_token_is_no_obstacle_to_a_public_model(place, model, servers, monkeypatch, capfd):
@@ -646,6 +765,41 @@ def test_a_password_in_an_address_goes_to_its_host_and_is_not_printed(
     assert "Bearer hf_secret" in authorizations(servers)["hub"]
 
 
+def test_a_password_of_the_store_is_neither_printed_nor_kept(place, servers, monkeypatch, capfd):
+    monkeypatch.setenv("GPT2_OPENAI_URL", servers.store.replace("//", "//me:geheim@"))
+    servers.at = {"list": [("disabled", 0)] * 2, "encoder.json": [("404 bare", 0)]}
+    assert f"{servers.store}: encoder.json: 404" in fails("124M", place)
+    monkeypatch.setattr(hub, "SHA256", {})
+    monkeypatch.setattr("stand_in.base64.b64encode", lambda data: b"AAAA")
+    servers.at["list"] = [("disabled", 0)]
+    said = fails("124M", place)
+    assert f"{servers.store}/124M/encoder.json comes without its length or Content-MD5" in said
+    monkeypatch.undo()
+    monkeypatch.setenv("GPT2_OPENAI_URL", servers.store.replace("//", "//me:geheim@"))
+    assert "geheim" not in said + capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "address,is_sent",
+    [
+        ("https://h.example/x", True),
+        ("https://h.example:443/x", True),
+        ("http://h.example/x", False),
+        ("https://h.example:444/x", False),
+        ("https://sub.h.example/x", False),
+        ("https://example/x", False),
+        ("https://h.example.evil/x", False),
+        ("https://h.example@evil/x", False),
+        ("https://other/?https://h.example/x", False),
+    ],
+)
+def test_credentials_go_to_no_other_host_scheme_or_port(address, is_sent):
+    requests = pytest.importorskip("requests")
+    for server in hub.Server("https://h.example", "hf_token"), hub.Server("https://m:p@h.example"):
+        request = requests.Request("GET", address, headers={"Authorization": "of before"}).prepare()
+        assert ("Authorization" in server.authorize(request).headers) == is_sent
+
+
 @pytest.mark.parametrize("kind,status", [("expired", 403), ("gone", 404)])
 def test_a_signed_address_is_renewed_and_never_printed(kind, status, place, model, servers, capfd):
     servers.at = {WEIGHTS: [(kind, 0)] * 2}
@@ -689,6 +843,10 @@ def test_pauses_grow_and_a_server_may_ask_for_more(
         ("HF_ENDPOINT", "hub.example", "the connection broke (MissingSchema)"),
         ("HF_ENDPOINT", "http://[", "the connection broke"),
         ("HF_ENDPOINT", "http://me:pw@host:9x", "the connection broke (InvalidURL)"),
+        ("HF_ENDPOINT", "me:pw@host", "the connection broke (MissingSchema)"),
+        ("HF_ENDPOINT", "htps://me:pw@host/x", "the connection broke (InvalidSchema)"),
+        ("HF_ENDPOINT", "http://me:x/pw@host", "the connection broke (InvalidURL)"),
+        ("HF_ENDPOINT", "http://me:x#pw@host/", "the connection broke (InvalidURL)"),
         ("HTTP_PROXY", "http://me:pw@127.0.0.1:9", "the proxy cannot be used: see HTTPS_PROXY"),
         ("HTTP_PROXY", "me:pw@host:9x", "the connection broke"),
         ("HTTP_PROXY", "http://me:pw@", "the connection broke"),
@@ -757,16 +915,16 @@ def test_a_model_in_the_cache_is_used_where_it_lies(place, servers, snapshot):
         load(name, place)
     assert not servers.log and not place.exists()
     for repo, revision in ("owner/other", "main"), ("owner/name", "v1"), ("owner/name", "e" * 40):
-        assert hub.find_cached(repo, revision) is None
+        assert utils.find_cached(repo, revision) is None
 
 
 @pytest.mark.parametrize("name", [*PAIR, "config.json", WEIGHTS])
 def test_half_a_snapshot_is_none(name, snapshot, place, model, servers):
     (snapshot / name).unlink()
     check("owner/name", place, model)
-    assert hub.find_cached("owner/name", "main") is None
+    assert utils.find_cached("owner/name", "main") is None
     (snapshot / name).write_bytes(model[0][name])
-    assert hub.find_cached("owner/name", "main") == snapshot
+    assert utils.find_cached("owner/name", "main") == snapshot
 
 
 def test_shards_and_a_tokenizer_json_will_do_in_the_cache(snapshot):
@@ -775,9 +933,9 @@ def test_shards_and_a_tokenizer_json_will_do_in_the_cache(snapshot):
     weight_map = {"a": "a.safetensors", "b": "b.safetensors"}
     (snapshot / hub.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     for name in "tokenizer.json", "a.safetensors", "b.safetensors":
-        assert hub.find_cached("owner/name", "main") is None
+        assert utils.find_cached("owner/name", "main") is None
         (snapshot / name).touch()
-    assert hub.find_cached("owner/name", "main") == snapshot
+    assert utils.find_cached("owner/name", "main") == snapshot
 
 
 def test_the_environment_says_where_the_cache_lies(snapshot, tmp_path, monkeypatch):
@@ -787,7 +945,7 @@ def test_the_environment_says_where_the_cache_lies(snapshot, tmp_path, monkeypat
     for name in "HOME", "USERPROFILE":
         monkeypatch.setenv(name, str(tmp_path / "home"))
     home = shutil.copytree(tmp_path / "cache", tmp_path / "home/.cache/huggingface/hub") / where
-    assert hub.find_cached("owner/name", "main") == home
+    assert utils.find_cached("owner/name", "main") == home
     for variable, value, found in (
         ("XDG_CACHE_HOME", tmp_path, None),
         ("HF_HOME", "$HOME/.cache/huggingface", home),
@@ -795,7 +953,7 @@ def test_the_environment_says_where_the_cache_lies(snapshot, tmp_path, monkeypat
         ("HF_HUB_CACHE", "~/.cache/huggingface/hub", home),
     ):
         monkeypatch.setenv(variable, str(value))
-        assert hub.find_cached("owner/name", "main") == found
+        assert utils.find_cached("owner/name", "main") == found
 
 
 # Texts
@@ -816,7 +974,6 @@ def test_a_text_is_resumed_only_while_it_is_the_same(text, servers, monkeypatch)
     assert path.read_bytes() == data and list(directory.iterdir()) == [path]
     assert [first > 0 for _, first, *_ in servers.log] == [False, True, True]
     path.unlink()
-    (directory / f"{path.name}..part").write_bytes(bytes(99999))  # by a process that was killed
     servers.at, servers.log[:] = {"king.txt": [("break", 0.2)] * 6}, []
     assert corpus.fetch_text(address, directory).read_bytes() == data
     assert [first > 0 for _, first, *_ in servers.log] == [False, *[True] * 6]
@@ -838,12 +995,99 @@ def test_a_text_is_resumed_only_while_it_is_the_same(text, servers, monkeypatch)
 def test_without_a_strong_tag_a_text_is_fetched_whole(tag, text, servers, monkeypatch):
     address, directory, data = text
     monkeypatch.setattr(stand_in.Store, "tag", tag)
-    servers.at = {"king.txt": [("break", 0.5), ("length", 0), ("gzip", 0)]}
+    servers.at = {"king.txt": [(kind, 0.5) for kind in ("break", "length", "gzip", "half")]}
     assert corpus.fetch_text(address, directory).read_bytes() == data
-    assert [first for _, first, *_ in servers.log] == [0, 0, 0]
+    assert [first for _, first, *_ in servers.log] == [0, 0, 0, 0, 0]
     servers.at = {"king.txt": [("break", 0.5), ("break", 0.1)] * hub.ATTEMPTS}
     with pytest.raises(OSError, match="the connection broke"):  # it would go on for ever
         corpus.fetch_text(address, directory.parent / "others")
+
+
+@pytest.mark.parametrize(
+    "kind,line",
+    [
+        ("cut", "king.txt: it comes without its length: download it yourself"),
+        ("no length", "king.txt: it comes without its length: download it yourself"),
+        ("negative", "king.txt: it comes without its length: download it yourself"),
+        ("cut chunked", "the connection broke"),
+        ("break", "the connection broke"),
+        ("stall", "the connection broke"),
+        ("reset", "the connection broke"),
+        ("half", "this is not the part of the file that was asked for"),
+        ("gzip", "it comes compressed: download it yourself, and unpack it"),
+        ("circle", "cannot be reached"),
+    ],
+)
+def test_an_incomplete_text_is_not_kept(kind, line, text, servers, monkeypatch):
+    address, directory, data = text
+    monkeypatch.setattr(hub, "TIMEOUT", (1, 0.2))
+    negative = 200, {"Content-Length": "-5"}, data[:5000]
+    monkeypatch.setitem(stand_in.ANSWERS, "negative", negative)
+    servers.at = {"king.txt": [(kind, 0.5)] * hub.ATTEMPTS * 31}
+    if kind == "break":
+        monkeypatch.setattr(stand_in.Store, "tag", None)
+    with pytest.raises(OSError, match=line):
+        corpus.fetch_text(address, directory)
+    assert not directory.exists()
+    servers.at = {"king.txt": [("chunked", 0)]}
+    assert corpus.fetch_text(address, directory).read_bytes() == data
+
+
+@pytest.mark.parametrize("tag,more", [('"{}"', b""), ('"the same"', b"!")])
+def test_no_text_is_made_of_two_versions(tag, more, text, servers, monkeypatch):
+    """The server is wrong: it sends the rest of another version, which it says."""
+    address, directory, data = text
+    next_fault = stand_in.Servers.next_fault
+
+    def changes(self, name):
+        if len(self.log) == 2:
+            self.files["a/king.txt"] = b"!" * len(data) + more
+        return next_fault(self, name)
+
+    monkeypatch.setattr(stand_in.Servers, "next_fault", changes)
+    monkeypatch.setattr(stand_in.Store, "tag", tag)
+    servers.at = {"king.txt": [("break", 0.5), *[("mixed", 0)] * hub.ATTEMPTS]}
+    with pytest.raises(OSError, match="this is not the part of the file"):
+        corpus.fetch_text(address, directory)
+    assert len(servers.log) > 2 and not directory.exists()
+
+
+def test_what_a_killed_process_has_left_of_a_text_goes_and_what_is_the_users_stays(text, servers):
+    address, directory, data = text
+    directory.mkdir(parents=True)
+    left = directory / f".gpt2-{'0' * 16}.tmp"
+    left.write_bytes(bytes(99999))
+    for name in "fetch.lock", "notes.tmp", "king.txt.part":
+        (directory / name).write_bytes(MINE)
+    path = corpus.fetch_text(address, directory)
+    assert path.read_bytes() == data and not left.exists()
+    for name in "fetch.lock", "notes.tmp", "king.txt.part":
+        assert (directory / name).read_bytes() == MINE
+
+
+def fetch_in_processes(n, address, directory, before=""):
+    """Fetch a text in n processes at the same time, and return [(exit status, path, errors), ...].
+
+    before: what they do first.
+    """
+    code = f"import os, pathlib, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += (
+        f"from model_files import hub; from training import corpus; hub.PAUSE = 0.01\n{before}\n"
+    )
+    code += f"print(corpus.fetch_text({address!r}, pathlib.Path({str(directory)!r})))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(n)]
+    said = [run.communicate(timeout=60) for run in runs]
+    return [(run.returncode, out.strip(), err) for run, (out, err) in zip(runs, said)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limit of a file's size")
+def test_a_full_disk_is_one_line_that_names_the_text(text, servers):
+    address, directory, _ = text
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    ((status, _, errors),) = fetch_in_processes(1, address, directory, limit)
+    assert status == 1 and re.search(r"OSError: \[Errno \d+\] .*-king.txt'$", errors.strip())
+    assert not directory.exists()
 
 
 def test_a_text_that_does_not_come_is_one_line(text, servers, capfd):
@@ -855,21 +1099,75 @@ def test_a_text_that_does_not_come_is_one_line(text, servers, capfd):
     assert not directory.parent.exists() and authorizations(servers) == {
         "store": {"Basic bWU6Z2VoZWlt"}
     }
+    servers.at = {"king.txt": [("hostile", 0)] * hub.ATTEMPTS}
+    with pytest.raises(OSError) as error:
+        corpus.fetch_text(address, directory)
+    assert str(error.value).endswith(r"500 Nope\x1b[2J\x1b]0;owned\x07")
     servers.at = {"king.txt": [("page", 0)] * hub.ATTEMPTS}
     with pytest.raises(OSError, match="a web page came instead"):
         corpus.fetch_text(address, directory)
 
 
-def test_several_processes_fetch_a_text_once(text, servers):
+@pytest.mark.parametrize(
+    "n,tag,kinds",
+    [
+        (2, '"{}"', []),
+        (4, '"{}"', ["break", "other", "break"]),  # it changes between the attempts
+        (2, 'W/"{}"', ["break", "reset", "other"]),
+        (4, None, ["break", "cut chunked", "half", "other"]),
+    ],
+)
+def test_several_processes_fetch_a_text_once(n, tag, kinds, text, servers, monkeypatch):
     address, directory, data = text
-    servers.pace = 0.01
-    code = f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r}); from training import corpus; "
-    code += f"print(corpus.fetch_text({address!r}, pathlib.Path({str(directory)!r})))"
-    client = [sys.executable, "-c", code]
-    processes = [subprocess.Popen(client, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    paths = {process.communicate()[0].strip() for process in processes}
-    assert len(servers.log) == 1 and paths == set(map(str, directory.iterdir()))
-    assert [path.read_bytes() for path in directory.iterdir()] == [data]
+    data = {"": data, "other": b"Now is the winter of our discontent. " * 2500}
+    next_fault = stand_in.Servers.next_fault
+
+    def changes(self, name):
+        fault, where = next_fault(self, name)
+        if fault == "other":
+            self.files["a/king.txt"] = data["other"]
+        return "break" if fault == "other" else fault, where
+
+    monkeypatch.setattr(stand_in.Servers, "next_fault", changes)
+    monkeypatch.setattr(stand_in.Store, "tag", tag)
+    servers.pace, servers.at = 0.005, {"king.txt": [(kind, 0.5) for kind in kinds]}
+    done = fetch_in_processes(n, address, directory)
+    (path,) = directory.iterdir()
+    assert {(status, found) for status, found, _ in done} == {(0, str(path))}, done
+    assert path.read_bytes() == data["other" if kinds else ""]
+    assert len(servers.log) == len(kinds) + 1  # of one process; the others have waited
+
+
+def test_credentials_in_the_address_of_a_text_are_not_kept(text, servers, capfd):
+    address, directory, data = text
+    full = address.replace("//", "//me:geheim@") + "?part=1&token=hf_geheim#geheim"
+    kept = corpus.forget_credentials(full, directory.parent)
+    assert kept == f"{address}?part=1"
+    assert servers.log[0][3]["Authorization"] == "Basic bWU6Z2VoZWlt"
+    for each in kept, full, full.replace("geheim", "other"):
+        path = corpus.fetch_text(each, directory)
+        assert path.read_bytes() == data and list(directory.iterdir()) == [path]
+    assert len(servers.log) == 1 and "geheim" not in capfd.readouterr().err + str(path)
+    assert corpus.fetch_text(f"{address}?part=2", directory) != path
+    assert corpus.forget_credentials(address, directory.parent) == address
+    assert len(servers.log) == 2
+
+
+def test_a_text_gets_no_credentials_to_where_it_redirects(text, servers, monkeypatch):
+    address, directory, data = text
+    hosts = servers.hub, servers.store.replace("127.0.0.1", "localhost")
+    for i, host in enumerate(hosts):
+        monkeypatch.setitem(
+            stand_in.ANSWERS, "away", (307, {"Location": f"{host}/a/king.txt"}, b"")
+        )
+        monkeypatch.setattr(stand_in.Hub, "reply", stand_in.Store.reply)
+        monkeypatch.setattr(stand_in.Hub, "tag", None, raising=False)
+        servers.log.clear()
+        servers.at = {"king.txt": [("away", 0)]}
+        full = address.replace("//", "//me:geheim@") + f"?{i}"
+        assert corpus.fetch_text(full, directory).read_bytes() == data
+        first, second = [headers.get("Authorization") for *_, headers in servers.log]
+        assert first == "Basic bWU6Z2VoZWlt" and second is None
 
 
 # Chance, kills, several processes

@@ -6,6 +6,7 @@ FUZZ in the environment sets how many damaged headers are tried.
 import errno
 import json
 import os
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_unaligned_numbers_are_copied_and_aligned_ones_stay_mapped(directory):
         ),
         (b'{"a\\n\xe2\x80\xa8": 3}', "a.n.u2028"),
         (b"\xff{}", "damaged JSON"),
+        (b'{"%s": {}}' % (b"a" * 251), "a tensor's name is longer than 250"),
     ],
 )
 def test_a_damaged_header_is_refused_in_one_line(header, match, tmp_path):
@@ -155,9 +157,23 @@ def test_a_wrong_length_of_the_header_is_refused(data, tmp_path):
 def test_a_header_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
     write_safetensors(tmp_path / "x", {"a": np.zeros(100, np.float32)})
     n = int.from_bytes((tmp_path / "x").read_bytes()[:8], "little")
-    monkeypatch.setattr(safetensors, "MAX_JSON", 8 + n)
+    monkeypatch.setattr(safetensors, "MAX_SETTINGS", 8 + n)
     assert len(read_safetensors(tmp_path / "x")) == 1
-    monkeypatch.setattr(safetensors, "MAX_JSON", 8 + n - 1)
+    monkeypatch.setattr(safetensors, "MAX_SETTINGS", 8 + n - 1)
+    with pytest.raises(ValueError, match="x: no.* safetensors file"):
+        read_safetensors(tmp_path / "x")
+
+
+def test_a_large_header_takes_little_memory(tmp_path):
+    """Up to a megabyte is read; the header of the largest GPT-2 has 75 KB."""
+    entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(entry % i for i in range(16_500)) + b"}"
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    tracemalloc.start()
+    assert len(read_safetensors(tmp_path / "x")) == 16_500
+    assert tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
+    (tmp_path / "x").write_bytes((1 << 20).to_bytes(8, "little") + bytes(1 << 20))
     with pytest.raises(ValueError, match="x: no.* safetensors file"):
         read_safetensors(tmp_path / "x")
 
@@ -215,3 +231,20 @@ def test_tensors_are_converted_one_at_a_time(tmp_path, monkeypatch):
     tensors = {f"{i}": np.full((30, 40), i, np.float16) for i in range(4)}
     write_safetensors(tmp_path / "x", tensors, dtype="float32")
     assert len(alive) == 4
+
+
+def test_a_transposed_matrix_is_written_by_its_rows(tmp_path):
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_safetensors(tmp_path / "x", {"a": x.T, "b": x[:, ::2]})
+    found = read_safetensors(tmp_path / "x")
+    assert found["a"].tolist() == x.T.tolist() and found["b"].tolist() == x[:, ::2].tolist()
+
+
+@pytest.mark.parametrize("shape, size", [([1], 8), ([1] * 70, 4)])
+def test_a_shape_that_leaves_bytes_over_or_has_too_many_axes_is_refused(shape, size, tmp_path):
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}
+    header = json.dumps({"a": entry}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(size)
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x: tensor 'a'"):
+        read_safetensors(tmp_path / "x")

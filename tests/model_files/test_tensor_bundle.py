@@ -6,6 +6,7 @@ FUZZ in the environment sets how many damaged files are tried.
 import os
 import random
 import shutil
+import tracemalloc
 
 import make_golden_tf as golden
 import numpy as np
@@ -80,6 +81,44 @@ def index_of(entries):
     return data + footer.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
 
 
+def overlapping_index(n_heads, n_entries, stem=b""):
+    """An index with n_heads blocks, each of which begins with a name of its own and goes on with
+    the same entries, whose names begin as that one: n_heads times n_entries tensors."""
+
+    def number(n):
+        return bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
+
+    def entry(shared, name, value):
+        return number(shared) + number(len(name)) + number(len(value)) + name + value
+
+    def name(i):
+        return bytes([65 + i // 1600, 65 + i // 40 % 40, 65 + i % 40])
+
+    end = bytes(4) + (1).to_bytes(4, "little") + bytes(5)  # restarts, type, CRC-32C
+    empty = b"\x08\x01\x12\x02\x12\x00"  # float32 [0]
+    header = entry(0, b"", b"\x08\x01") + end
+    heads, distances = b"", []
+    for i in reversed(range(n_heads)):  # an unknown field of its value holds all heads after it
+        heads = entry(0, stem + name(i), empty + b"\x7a" + number(len(heads)) + heads)
+        distances.insert(0, len(heads))
+    entries = b"".join(entry(len(stem) + 3, name(i), empty) for i in range(n_entries))
+    data = header + heads + entries + end
+    index = entry(0, b"", number(0) + number(len(header) - 5))
+    for i, distance in enumerate(distances):
+        start = len(header + heads) - distance
+        index += entry(0, b"~" + name(i), number(start) + number(len(data) - 5 - start))
+    footer = number(0) + number(0) + number(len(data)) + number(len(index + end) - 5)
+    return data + index + end + footer.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
+
+
+def test_no_part_of_an_index_is_read_twice():
+    assert len(read_index(overlapping_index(1, 600))[1]) == 601
+    data = overlapping_index(300, 600)
+    assert len(data) < 16_000
+    with pytest.raises(ValueError, match="its blocks overlap"):
+        read_index(data)
+
+
 def test_an_index_is_refused_for_what_it_says():
     header, empty = (b"", b"\x08\x01"), b"\x08\x01\x12\x02\x12\x00"  # float32 [0]
     shards, entries = read_index(index_of([header, (b"a", empty), (b"b", empty)]))
@@ -149,6 +188,16 @@ def test_what_an_index_may_cost_is_bounded():
         read_index(index_of([header, (b"a" * 251, b"\x08\x01\x28\x04")]))
     with pytest.raises(ValueError, match="its last bytes are not those of a table"):
         read_index(bytes(MAX_INDEX) + index_of([header]))
+
+
+def test_the_largest_index_takes_little_memory(tmp_path):
+    """As many tensors as fit, with names as long as can be."""
+    index = overlapping_index(1, 10_000, b"x" * 244)
+    assert len(index) < MAX_INDEX < 1.1 * len(index)
+    tracemalloc.start()
+    assert len(read_index(index)[1]) == 10_001
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 def test_fuzz(tmp_path):

@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, OPENAI
+from damage import run_all
 
 from encoder import Encoder, learn_bpe
 from model_files.added_tokens import AddedToken
-from model_files.vocabulary import read_vocabulary, save_vocabulary
+from model_files.files import MAX_JSON
+from model_files.vocabulary import read_tokenizer, read_vocabulary, save_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_the_first_merge_may_begin_with_a_hash(tmp_path):
     assert version == "#version: 0.2" and read_vocabulary(tmp_path).merges == vocabulary.merges
 
 
-def test_files_are_saved_as_they_were_read_and_those_of_another_model_removed(vocabulary, tmp_path):
+def test_files_are_saved_as_they_were_read_and_not_beside_those_of_another(vocabulary, tmp_path):
     shutil.copy(GOLDEN / "encoder_tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<|user|>:", "padding": 1}')
     (tmp_path / "vocab.json").write_text("of another model")
@@ -54,8 +56,14 @@ def test_files_are_saved_as_they_were_read_and_those_of_another_model_removed(vo
     for path in saved.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
     assert read_vocabulary(saved)[:-1] == found[:-1]
-    save_vocabulary(vocabulary, saved)  # into the same directory
-    assert sorted(os.listdir(saved)) == ["merges.txt", "vocab.json"]
+    with pytest.raises(ValueError, match="tokenizer.json belongs to another vocabulary: move it"):
+        save_vocabulary(vocabulary, saved)
+    (saved / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer_config.json belongs to another vocabulary"):
+        save_vocabulary(vocabulary, saved)
+    assert os.listdir(saved) == ["tokenizer_config.json"]  # nothing was written
+    (saved / "tokenizer_config.json").unlink()
+    save_vocabulary(vocabulary, saved)
     assert read_vocabulary(saved).ids == vocabulary.ids
 
 
@@ -169,11 +177,25 @@ FAULTS = {
         change("merges.txt", lambda directory: first_merge(directory) * 2),
         "merges.txt: a merge occurs twice",
     ),
+    "too many merges": (raw("merges.txt", b"! !\n" * 500_001), "500001 merges: at most 500000 are"),
+    "many tokens in a line": (raw("merges.txt", b"! " * 9999), "does not hold two tokens"),
+    "too many tokens": (raw("vocab.json", b"[" + b"0," * 500_000), "more than 500000 values"),
+    "a long token of a merge": (added_line(b"t " + b"h" * 9999 + b"\n"), "merges.txt: '?h{38,40} "),
+    "added tokens without end": (
+        raw("added_tokens.json", b'{"%s": 280}' % (b"<" * 199_988)),
+        "have 200001 characters: at most 200000",
+    ),
     "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: damaged JSON"),
     "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "'<x>' has the id 7, but gets 280"),
+    "large added id": (raw("added_tokens.json", b'{"<x>": 1%s}' % (b"0" * 12)), "gets 280"),
+    "large id in settings": (
+        raw("tokenizer_config.json", b'{"added_tokens_decoder": {"9999999": {"content": "<x>"}}}'),
+        "'<x>' has the id 9999999, but gets 280",
+    ),
     "no model": (tokenizer(lambda t: t.pop("model")), "tokenizer.json: not a byte-level BPE"),
     "no merges": (tokenizer(lambda t: t["model"].pop("merges")), "tokenizer.json: not a byte"),
     "unigram": (tokenizer(lambda t: t["model"].update(vocab=[["a", 0.5]])), "not a byte-level BPE"),
+    "pairs": (tokenizer(lambda t: t.update(model={"vocab": [[1, 0]], "merges": []})), "not a byte"),
     "odd merge": (tokenizer(lambda t: t["model"]["merges"].append(["t"])), "tokenizer.json: not a"),
     "odd part": (
         tokenizer(lambda t: t["model"]["merges"].append(["t", [1]])),
@@ -206,6 +228,16 @@ def test_damaged_files_are_refused_by_name(fault, tmp_path, vocabulary):
     assert gc.isenabled()
 
 
+def test_post_processors_in_one_another_are_refused():
+    """Newer versions of Python read JSON that is nested deeper than functions may be."""
+    post = {"type": "ByteLevel"}
+    for _ in range(5000):
+        post = {"type": "Sequence", "processors": [post]}
+    file = {"model": {"vocab": {"a": 0}, "merges": []}, "post_processor": post}
+    with pytest.raises(ValueError, match="x: not a byte-level BPE vocabulary .RecursionError"):
+        read_tokenizer("x", file)
+
+
 def test_mutated_files_are_read_or_refused_by_name(vocabulary, tmp_path):
     rng = random.Random(4)
     save_vocabulary(vocabulary, tmp_path / "pair")
@@ -231,6 +263,17 @@ def test_mutated_files_are_read_or_refused_by_name(vocabulary, tmp_path):
             refused += 1
         path.write_bytes(good)
     assert 50 < refused < 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="memory is not measured there")
+def test_the_costliest_vocabulary_takes_less_than_300_MB(tmp_path):
+    """As many keys as may be, and then a text in which a character takes four bytes."""
+    directory = shutil.copytree(OPENAI, tmp_path / "model")
+    keys = b"{" + b"".join(b'"%x":1000,' % i for i in range(499_000)) + b'"x":"\xf0\x9f\x98\x80'
+    (directory / "encoder.json").write_bytes(keys + b"x" * (MAX_JSON - len(keys) - 2) + b'"}')
+    results, peak = run_all([directory])
+    assert "an id is not an integer" in results[0][2]
+    assert peak < 300
 
 
 def test_a_missing_end_of_text_is_an_added_token_as_in_transformers(vocabulary, tmp_path):

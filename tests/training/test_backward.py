@@ -1,5 +1,7 @@
 """training/backward.py against torch's autograd (golden file), gpt2.py, and finite differences."""
 
+import weakref
+
 import numpy as np
 import pytest
 from conftest import (
@@ -208,3 +210,36 @@ def test_every_function_keeps_float32(rate, monkeypatch):
     }
     assert {name: dtypes for name, dtypes in seen.items() if dtypes - {np.dtype("float32")}} == {}
     assert {x.dtype for _, x in leaves(grads)} == {np.dtype("float32")}
+
+
+def test_dropout_drops_single_numbers_and_scales_up_the_others():
+    y, mask = backward.dropout(np.ones((400, 300), np.float32), 0.25, np.random.default_rng(0))
+    assert np.array_equal(y, mask) and y.dtype == np.float32
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    for axis in 0, 1:  # no row and no column has many more of them than another
+        assert abs((y == 0).mean(axis) - 0.25).max() < 0.15
+    assert abs((y == 0).mean() - 0.25) < 0.01
+    assert backward.dropout(y, 0, np.random.default_rng(0))[1] is None  # nothing was drawn
+
+
+def test_the_loss_of_large_logits_is_finite():
+    logits = np.array([[0, 2000], [-3000, 0]], np.float32)
+    loss, dlogits = backward.cross_entropy(logits, np.array([0, 1]))
+    assert loss == 2000
+    assert dlogits.tolist() == [[-1, 1], [0, 0]]
+
+
+def test_the_way_back_frees_what_each_block_kept(monkeypatch):
+    """When the gradient of the first block is computed, nothing of the others is in memory."""
+    params, ids = random_params(), some_ids(2, 9)
+    logits, kept = backward.gpt2_forward(ids, **params, hparams=TINY)
+    slopes = [weakref.ref(kept_mlp[1]) for _, _, _, _, kept_mlp, _ in kept[2]]
+    alive, block_backward = [], backward.block_backward
+
+    def watched(*args, **options):
+        alive.append(sum(slope() is not None for slope in slopes))
+        return block_backward(*args, **options)
+
+    monkeypatch.setattr(backward, "block_backward", watched)
+    backward.gpt2_backward(np.ones_like(logits), kept, **params, hparams=TINY)
+    assert alive == [3, 2, 1]

@@ -4,12 +4,14 @@ import http.server
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, curve, model_options, run
+from conftest import ROOT, SMALL, curve, model_options, run
 
 from encoder import Encoder, learn_bpe
 from model_files.added_tokens import AddedToken
@@ -35,6 +37,63 @@ def test_text_comes_in_pieces_that_encode_as_the_whole(tmp_path):
     assert len(pieces) > 1 and "".join(pieces) == whole
     encoder = learn_bpe([whole[:20_000]], 300)
     assert [i for piece in pieces for i in encoder.encode(piece)] == encoder.encode(whole)
+
+
+def test_a_text_in_which_no_word_ends_is_cut_into_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK", 50)
+    monkeypatch.setattr(corpus, "MAX_REST", 100)
+    path, end = tmp_path / "text", "<|endoftext|>"
+    for text in "é字x" * 200, " " * 900, "\r\n" * 400, f"{'x' * 37}{end}" * 30, "<" * 700:
+        for start in range(3):
+            path.write_text(text[start:], encoding="utf-8", newline="")
+            pieces = pieces_of(path)
+            assert pieces.count(None) == text[start:].count(end)
+            pieces = [end if piece is None else piece for piece in pieces]
+            assert "".join(pieces) == text[start:]
+            assert len(pieces) > 4 and max(len(piece.encode()) for piece in pieces) < 250
+
+
+def test_a_long_text_is_encoded_in_pieces_that_end_where_words_end(small, monkeypatch):
+    monkeypatch.setattr(corpus, "PIECE", 10)
+    text = "the theme of the thesis\n\n naïve  日本日本 " * 9
+    assert len([*corpus.bounded_pieces(text)]) > 15
+    assert corpus.encode_text(text, small) == small.encode(text)
+    word = "the" * 50
+    assert "".join(corpus.bounded_pieces(word)) == word
+    assert max(map(len, corpus.bounded_pieces(word))) == 20
+    assert small.decode(corpus.encode_text(word, small)) == word
+
+
+def test_a_line_that_is_too_long_is_refused_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_LINE", 30)
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "low"}\n' + '{"text": "' + "low " * 9 + '"}\n')
+    for share in 1.0, 0.5:
+        with pytest.raises(ValueError, match="text.jsonl: the line at byte .* has more than 30"):
+            _, parts = corpus.split_files([path], share)
+            list(corpus.read_texts(parts))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory as Linux counts it")
+@pytest.mark.parametrize("text", ["low ", "lower", " ", "\n", "字"])
+def test_memory_does_not_depend_on_the_text(text, tmp_path):
+    """Ten times the text takes at most a tenth more memory."""
+    code = "import resource, sys, train; train.main(sys.argv[1:])\n"
+    code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    peaks = []
+    for n in 400_000, 4_000_000:
+        (tmp_path / "text").write_text((text * n)[:n], encoding="utf-8", newline="")
+        few = "--vocab_size", "270", "--iterations", "1", "--val_fraction", "0", "--overwrite"
+        args = tmp_path / "text", "--out", tmp_path / "out", *SMALL[:10], *few
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=100,
+        )
+        peaks.append(int(done.stdout.split("peak")[1]))
+    assert peaks[1] < 1.1 * peaks[0] + 30_000, peaks
 
 
 def test_small_pieces_cut_no_character_and_no_word(tmp_path, monkeypatch):

@@ -154,3 +154,32 @@ def test_moments_and_steps_are_those_of_each_weight(monkeypatch):
             state.update(0.5, 0.1, step, pool)
     for ours, expected in ((state.w, w), (state.m, m), (state.v, v)):
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_each_thread_adds_up_in_a_row_of_its_own():
+    state = Optimizer(random_params(), 3, decay=0.0, by_muon=False)
+    for i, tree in enumerate(state.gradients):
+        for x in flatten(tree).values():
+            x[...] = i + 1
+    assert np.array_equal(state.g, np.ones_like(state.g) * [[1], [2], [3]])
+
+
+@pytest.mark.parametrize("by_muon", [False, True])
+def test_a_weight_without_a_gradient_stays_where_it_is(by_muon):
+    """Such as that of a position that no sequence reaches: 0 / 0 would be NaN."""
+    state = Optimizer(random_params(), 1, decay=0.0, by_muon=by_muon)
+    before = state.w.copy()
+    with ThreadPoolExecutor(2) as pool:
+        state.update(1.0, 0.25, 1, pool)
+    assert np.array_equal(state.w, before)
+
+
+@pytest.mark.parametrize("by_muon, name", [(False, "adamw"), (True, "adamw"), (True, "muon")])
+def test_an_error_in_an_update_is_raised(by_muon, name, monkeypatch):
+    def fails(*args):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(optimizer, name, fails)
+    state = Optimizer(random_params(), 1, decay=0.0, by_muon=by_muon)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="too large"):
+        state.update(1.0, 0.25, 1, pool)

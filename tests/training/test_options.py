@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import SMALL, run, run_train
 
+import training.corpus
 import training.options
 from cli import UsageError
+from model_files.safetensors import write_safetensors
 from training.options import DEFAULTS, parser, resolve_options
-from training.run import Record, Run, checkpoint_path, read_checkpoint
+from training.run import Record, Run, checkpoint_path, open_run, read_checkpoint
 
 
 def given(*args):
@@ -209,6 +211,8 @@ def test_options_are_kept_beside_the_model_and_evaluate_follows_them(text, tmp_p
         "learning_rate": 4e-3,
     }
     found = json.loads((tmp_path / "out" / "training.json").read_text())
+    files = ["config.json", "log.csv", "merges.txt", "model.safetensors", "training.json"]
+    assert found.pop("files") == [*files, "vocab.json"]
     assert found.items() >= expected.items() and found.keys() == DEFAULTS.keys()
     # The same again, from what is said there: the figures are those of the run.
     measured = run("evaluate.py", text, "--val_fraction", "0.1", "--model_size", tmp_path / "out")
@@ -260,3 +264,122 @@ def test_a_damaged_training_json_is_refused(unbroken, tmp_path, text):
         (tmp_path / "model" / "training.json").write_text(content)
         with pytest.raises(ValueError, match="training.json: "):
             settings("--out", tmp_path / "out", "--init_from", tmp_path / "model")
+
+
+def test_a_password_in_the_address_of_a_text_is_neither_kept_nor_needed_again(
+    tmp_path, monkeypatch
+):
+    address, fetched = "http://me:secret@host/a/text.txt?token=hidden&page=2", []
+
+    def fetch(name, directory):
+        fetched.append(name)
+
+    monkeypatch.setattr(training.corpus, "fetch_text", fetch)
+    found = settings(address, "plain.txt", "--out", tmp_path)
+    assert found["text"] == ["http://host/a/text.txt?page=2", os.path.abspath("plain.txt")]
+    assert fetched == [address]
+    model = "https://me:secret@huggingface.co/owner/name"
+    assert (
+        settings("plain.txt", "--out", tmp_path, "--tokenizer", model)["tokenizer"] == "owner/name"
+    )
+
+
+# Values from a file that are of another type
+
+ODD = [None, True, 0, -1, 2.5, 10**40, "x", "", [], [1], ["x", None], {}, {"x": 1}]
+
+
+def copy_of_a_run(out, change):
+    """Write the checkpoint of a run in which something is changed."""
+    vectors, record = read_checkpoint(out)
+    content = vars(record)
+    change(content, vectors)
+    data = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    write_safetensors(checkpoint_path(out), {**vectors, "run": data})
+
+
+def resumed(out):
+    """Return an error of one line, or None if the run can be resumed."""
+    arguments = given("--out", out, "--resume")
+    try:
+        open_run(out, *resolve_options(arguments), resume=True)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+        return str(error)
+
+
+@pytest.fixture
+def begun(text, tmp_path):
+    """The directory of a run that has begun, and its checkpoint."""
+    arguments = given(text, "--out", tmp_path / "out", *SMALL)
+    open_run(tmp_path / "out", *resolve_options(arguments))
+    return tmp_path / "out", checkpoint_path(tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_options_of_other_types_in_a_checkpoint_are_refused(value, begun):
+    out, checkpoint = begun
+    refused = 0
+    for name, default in DEFAULTS.items():
+        checkpoint_path(out).write_bytes(checkpoint)
+        copy_of_a_run(out, lambda record, _, name=name: record["settings"].update({name: value}))
+        error = resumed(out)
+        refused += error is not None
+        if type(value) in (list, dict, str) and type(default) in (int, float, bool):
+            assert f"checkpoint.safetensors: {name} is {value!r}" in error
+            assert "--overwrite starts over" in error
+    assert refused > len(DEFAULTS) / 3
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_a_record_of_other_types_is_refused(value, begun):
+    out, checkpoint = begun
+    for name in vars(read_checkpoint(out)[1]):
+        checkpoint_path(out).write_bytes(checkpoint)
+        copy_of_a_run(out, lambda record, _, name=name: record.update({name: value}))
+        error = resumed(out)
+        if type(value) in (str, dict) and name != "settings":
+            assert "is not a checkpoint of train.py: move it away" in error, name
+        if name == "log" and value == [1]:
+            assert "is not a checkpoint of train.py" in error
+    for log in [[1, 2, 3]], [[1, 2, None, 4]], [[1, 2, 3, "4"]], [[1, 2, 3, 4, 5]], [{}], ["abcd"]:
+        checkpoint_path(out).write_bytes(checkpoint)
+        copy_of_a_run(out, lambda record, _, log=log: record.update(log=log))
+        assert "is not a checkpoint of train.py" in resumed(out)
+
+
+def test_vectors_of_another_length_or_type_are_refused(begun):
+    out, checkpoint = begun
+    for change in (
+        lambda x: x[:-1],
+        lambda x: x.reshape(1, -1),
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.float16),
+        lambda x: x[:0],
+    ):
+        for names in ["w"], ["m"], ["v"], ["w", "m", "v"]:
+            checkpoint_path(out).write_bytes(checkpoint)
+            copy_of_a_run(
+                out,
+                lambda _, vectors, names=names, change=change: vectors.update(
+                    {name: change(vectors[name]) for name in names}
+                ),
+            )
+            assert "checkpoint.safetensors is of another model; use --overwrite" in resumed(out)
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+def test_options_of_other_types_in_training_json_are_refused(value, unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "model")
+    path = tmp_path / "model" / "training.json"
+    content = json.loads(path.read_text())
+    for name in training.options.INHERITED:
+        path.write_text(json.dumps({**content, name: value}))
+        try:
+            options = settings("--out", tmp_path / "out", "--init_from", tmp_path / "model")
+        except (ValueError, OSError) as error:
+            assert "\n" not in str(error), error
+            if name not in ("lowercase", "stopwords", "text"):
+                assert f"training.json: {name} is {value!r:.40}" in str(error)
+        else:
+            assert type(options[name]) is not dict

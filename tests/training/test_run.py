@@ -37,6 +37,11 @@ def whole(directory):
     return {path.name: path.read_bytes() for path in paths if path.suffix != ".tmp"}
 
 
+def everything(directory):
+    """{path: what is there} of all files below a directory."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 # A beginning
 
 
@@ -206,7 +211,7 @@ def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_pa
     run.record.step = 7
     run.save_checkpoint()
     assert open_run(*args, "--overwrite").record.step == 0
-    with pytest.raises(ValueError, match="holds a model: give another --out, or --overwrite"):
+    with pytest.raises(ValueError, match="config.json is there already: give another --out, or"):
         open_run(text, "--out", unbroken[0], *SMALL)
     assert open_run(text, "--out", tmp_path / "new", *SMALL, "--resume")  # nothing there
     monkeypatch.setattr(training.run, "init_params", lambda *args: 1 / 0)
@@ -255,15 +260,13 @@ def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
     with lock_run(run.out):
         (work / "checkpoint.safetensors").unlink()
     assert [*whole(work)] == ["notes"]
-    (work / "notes").unlink()
     with lock_run(run.out):
         pass
-    assert list(Path(run.out).iterdir()) == []
+    assert [*whole(work)] == ["notes"] and list(Path(run.out).iterdir()) == [work]
 
 
-def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
-    """tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what a kill left half
-    written."""
+def save_tokenizer(directory):
+    """Write a vocabulary of three files, and return it."""
     vocabulary = learn_bpe(["low lower lowest " * 9], 280).vocabulary
     merges = [list(pair) for pair in vocabulary.merges]
     tokenizer = {
@@ -272,19 +275,25 @@ def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
         "decoder": {"type": "ByteLevel"},
         "added_tokens": [],
     }
-    (tmp_path / "tok").mkdir()
+    directory.mkdir()
     for name, content in (
         ("tokenizer.json", tokenizer),
         ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
         ("special_tokens_map.json", {}),
     ):
-        (tmp_path / "tok" / name).write_text(json.dumps(content))
+        (directory / name).write_text(json.dumps(content))
+    return vocabulary
+
+
+def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
+    """tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what a kill left half
+    written."""
+    vocabulary = save_tokenizer(tmp_path / "tok")
     out = tmp_path / "out"
     with lock_run(out):
         run = open_run(text, "--out", out, "--tokenizer", tmp_path / "tok", *SMALL[:8])
         assert {*whole(out / "training")} > {path.name for path in (tmp_path / "tok").iterdir()}
-        (out / "training" / "checkpoint.safetensors.tmp").touch()
-        (out / "training" / "vocab.json.tmp").touch()
+        (out / "training" / ".gpt2-0123456789abcdef.tmp").touch()
         checkpoint_path(out).unlink()
     assert not out.exists() and run.encoder.vocabulary.merges == vocabulary.merges
 
@@ -309,8 +318,155 @@ def test_ids_of_another_length_are_refused(opened):
     run, _ = opened
     path = training.run.ids_path(run.out)
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="tokens.bin is damaged; use --overwrite to start over"):
+    with pytest.raises(ValueError, match="tokens.bin is not the text of this run; use --overwrite"):
         run.read_ids()
+    path.unlink()
+    os.mkdir(path)
+    with pytest.raises(ValueError, match="tokens.bin is not the text of this run; use --overwrite"):
+        run.read_ids()
+
+
+def test_ids_of_another_vocabulary_are_refused(opened):
+    run, _ = opened
+    path = training.run.ids_path(run.out)
+    path.write_bytes(path.read_bytes()[:-2] + run.encoder.n_vocab.to_bytes(2, "little"))
+    with pytest.raises(ValueError, match="tokens.bin has ids of another vocabulary"):
+        run.read_ids()
+
+
+# Files of the user
+
+MINE = b"mine"  # what the user has written into a file
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "model.safetensors", "generation_config.json", "training.json", "log.csv"),
+        *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "model.safetensors.index.json"),
+        *("model-00001-of-00002.safetensors", "pytorch_model.bin", "hparams.json", "encoder.json"),
+        *("vocab.bpe", "checkpoint", "model.ckpt.index", "model.ckpt-9.data-00000-of-00001"),
+        *("training/tokens.bin", "training/vocab.json", "training/checkpoint.safetensors"),
+        *("training/tokenizer.json", "training/piped-text-0", "training/lock"),
+    ],
+)
+def test_a_file_that_is_there_stops_a_run_by_its_name(name, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(MINE)
+    before = everything(tmp_path)
+    assert train.main([str(text), "--out", str(tmp_path / "out"), *SMALL]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(path) in said, said
+    assert everything(tmp_path) == before
+
+
+def test_other_files_of_the_user_survive_a_run(text, tmp_path):
+    names = "notes", "loss.png", "training/notes", "training/model.safetensors", "x.tmp"
+    for name in (*names, "model.safetensors.new", "config.json.tmp", "training/tokens.bin.tmp"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(MINE)
+    before = everything(tmp_path)
+    (tmp_path / "short").write_text("too short")
+    assert run_train(tmp_path / "short", "--out", tmp_path / "out", *SMALL).returncode == 1
+    (tmp_path / "short").unlink()
+    assert everything(tmp_path) == before
+    done = run_train(text, "--out", tmp_path / "out", *SMALL, "--iterations", "2")
+    assert done.returncode == 0, done.stderr
+    after = everything(tmp_path)
+    assert {path: after[path] for path in before} == before
+    new = {path.name for path in after.keys() - before.keys()}
+    assert new == {
+        "config.json",
+        "log.csv",
+        "merges.txt",
+        "model.safetensors",
+        "training.json",
+        "vocab.json",
+    }
+
+
+def test_overwrite_removes_what_a_run_has_made_and_nothing_else(text, tmp_path):
+    """A model with a tokenizer.json, then one with a vocabulary of its own."""
+    tok, out = tmp_path / "tok", tmp_path / "out"
+    save_tokenizer(tok)
+    few = *SMALL[:10], "--iterations", "2"
+    done = run_train(text, "--out", out, "--tokenizer", tok, *few)
+    assert done.returncode == 0 and (out / "tokenizer.json").exists(), done.stderr
+    (out / "notes").write_bytes(MINE)
+    for name in "generation_config.json", "added_tokens.json":
+        (out / name).write_bytes(MINE)
+        before = everything(tmp_path)
+        done = run_train(text, "--out", out, *few, "--overwrite")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"{out / name} would change the meaning of the new model: move" in done.stderr
+        assert everything(tmp_path) == before
+        (out / name).unlink()
+    done = run_train(text, "--out", out, *few, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in out.iterdir()}
+    new = {
+        "config.json",
+        "log.csv",
+        "merges.txt",
+        "model.safetensors",
+        "training.json",
+        "vocab.json",
+    }
+    assert names == {"notes", *new} and load_model(out)
+    (out / "tokenizer.json").write_bytes(MINE)  # which now is the user's
+    done = run_train(text, "--out", out, *few, "--overwrite")
+    assert done.returncode == 1 and "tokenizer.json would change the meaning" in done.stderr
+    assert (out / "tokenizer.json").read_bytes() == MINE
+
+
+def test_a_run_of_which_nothing_is_known_is_not_removed(opened):
+    """A checkpoint that cannot be read may be the user's."""
+    run, args = opened
+    before = everything(Path(run.out))
+    with lock_run(run.out):  # a run was killed here
+        pass
+    assert everything(Path(run.out)) == before
+    checkpoint_path(run.out).write_bytes(MINE)
+    before = everything(Path(run.out))
+    with pytest.raises(ValueError, match="checkpoint.safetensors"), lock_run(run.out):
+        pytest.fail("the files of the user are taken for the run's")
+    assert everything(Path(run.out)) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path):
+    out = tmp_path / "out"
+    args = text, "--out", out, *SMALL, "--iterations", "2"
+    process = subprocess.Popen(train_command(*args, "--merge_dropout", "0.5"))
+    wait_until((out / "training" / "lock").exists)
+    process.kill()
+    process.wait()
+    work = out / "training"
+    assert (work / "lock").read_bytes() in (b"", training.run.MARK)
+    (work / "lock").write_bytes(training.run.MARK)
+    for name in "tokens.bin", "vocab.json", ".gpt2-0123456789abcdef.tmp":
+        (work / name).write_bytes(b"half")
+    done = run_train(*args)
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in everything(out)} == {".json", ".txt", ".csv", ".safetensors"}
+    assert not work.exists()
+
+
+def test_a_run_that_is_finished_says_so(unbroken, text, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(unbroken[0], out)
+    (out / "training").mkdir()  # killed in its last moment, with the checkpoint already removed
+    (out / "training" / "lock").write_bytes(training.run.MARK)
+    (out / "training" / "tokens.bin").write_bytes(b"rest")
+    for args in ["--resume"], [text, "--resume", "--iterations", "99"]:
+        done = run_train(*args, "--out", out)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"{out}: its run is finished; to train the model further, give" in done.stderr
+        assert f"--init_from {out} and another --out" in done.stderr
+        assert everything(out).keys() == {out / path.name for path in unbroken[0].iterdir()}
 
 
 # A run that is killed
@@ -336,7 +492,7 @@ def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
         args = ["--out", out, "--resume"]  # the rest comes from the run
     assert 1 <= resumed_at[0] < 5  # there was something to resume, and something left to do
     done = run_train(*args)
-    assert done.returncode == 0 or "no unfinished run" in done.stderr  # killed after its end
+    assert done.returncode == 0 or "its run is finished" in done.stderr  # killed after its end
     assert curve(out) == curve(unbroken[0])
     weights = "model.safetensors"
     assert (out / weights).read_bytes() == (unbroken[0] / weights).read_bytes()
