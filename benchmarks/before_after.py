@@ -1,12 +1,12 @@
-"""Two checkouts of this project side by side: has anything become slower, larger or different?
+"""Compare two checkouts of this project: has anything become slower, larger or different?
 
     python benchmarks/before_after.py OTHER_CHECKOUT MODEL_DIRECTORY
 
-The model has GPT-2's vocabulary and context: for example benchmarks/weights/124M-repeats, which
+The model must have GPT-2's vocabulary and context, like benchmarks/weights/124M-repeats, which
 peers.py makes. In each round the checkouts take turns at each job, in new processes that run that
-checkout's code. The table shows medians over the rounds. "Other = 1" is the median of the rounds'
-ratios; the last column says in how many rounds this checkout had the larger figure. If tokens,
-printed text or losses differ, standard error says so. Writes no file.
+checkout's code. The table shows medians over the rounds. The ratio is the median of each round's
+ratio, and the last column says in how many rounds the figure of this checkout was the larger one.
+If tokens, printed text or losses differ, standard error says so. Writes no file.
 """
 
 import argparse
@@ -22,17 +22,17 @@ import common
 from common import ROOT, timed
 from peers import PROMPT, PROMPT_IDS
 
-TRAINING = {  # name -> options of train.py, the two steps between which the time is taken
+TRAINING = {  # name: options of train.py, and the two steps between which time is measured
     "0.8M": ("--n_layer 4 --n_embd 128 --n_ctx 64 --batch_size 12", 10, 310),
     "4.8M": ("--n_layer 6 --n_head 8 --n_embd 256 --n_ctx 256 --batch_size 16", 10, 20),
 }
 
-# Jobs in a worker: each returns {figure: value} and what has to be the same for both checkouts
+# Jobs in a worker: each returns {figure: value} and a result that both checkouts must share
 
 
 def load(checkout, model):
-    """Return the checkout's generate, generate_many and Drafts, and the arguments of a model."""
-    sys.path.remove(str(ROOT))  # or what the checkout lacks would come from there
+    """Return generate, generate_many and Drafts of a checkout, and a model's (params, hparams)."""
+    sys.path.remove(str(ROOT))  # or modules that the checkout lacks would come from there
     sys.path.insert(0, checkout)
     from batch import generate_many
     from gpt2 import generate
@@ -51,14 +51,14 @@ def one_text(checkout, model):
     figures, tokens = {}, []
     for n in 128, 512, 1000:
         ids = [i * 7919 % 50000 for i in range(n)]
-        list(generate(ids, *model, 1))  # the first time, memory is allocated
+        list(generate(ids, *model, 1))  # the first call also allocates memory
         seconds, found = timed(list, generate(ids, *model, 1))
         figures[f"prompt of {n}, ms"] = seconds * 1e3
         tokens.append(found)
     for n in 40, 200:
         for name, options in {"without drafts": [0], "with drafts": []}.items():
             text = generate(PROMPT_IDS, *model, n, drafts=Drafts(*options))
-            seconds, found = timed(list, text)  # the iterator computes a token when it is asked
+            seconds, found = timed(list, text)  # tokens are computed while the list is made
             figures[f"{n} tokens {name}, ms"] = seconds * 1e3
             tokens.append(found)
     return figures, tokens
@@ -82,7 +82,7 @@ def whole_process(checkout, model):
     command = [sys.executable, f"{checkout}/gpt2.py", PROMPT, "--model_size", model]
     seconds, peak, printed = common.run_program([*command, "--n_tokens_to_generate", "40"])
     name = "whole process, 40 tokens"
-    return {f"{name}, ms": seconds * 1e3, f"{name}, peak MiB": peak}, printed
+    return {f"{name}, ms": seconds * 1e3, f"{name}, peak memory, MiB": peak}, printed
 
 
 def training(checkout, model, name):
@@ -98,7 +98,7 @@ def training(checkout, model, name):
     seconds = float(rows[last]["seconds"]) - float(rows[first]["seconds"])
     figures = {
         f"training step, {name}, ms": seconds / (last - first) * 1e3,
-        f"training, {name}, peak MiB": peak,
+        f"training, {name}, peak memory, MiB": peak,
     }
     return figures, [row["loss"] for row in rows.values()]
 
@@ -121,9 +121,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=10, help="(10)")
     args = parser.parse_args()
     sides = {"other": args.other, "this": str(ROOT)}
-    figures = {}  # name -> (value of the other, of this one) for each round
+    figures = {}  # name: a pair for each round, the value of the other checkout and of this one
     for i in range(args.rounds):
-        order = list(sides) if i % 2 else list(sides)[::-1]  # neither is always the first
+        order = list(sides) if i % 2 else list(sides)[::-1]  # so that neither always runs first
         for job in [*WORKER_JOBS, "whole process", *TRAINING]:
             found = {side: do(job, sides[side], args.model) for side in order}
             other, other_results = found["other"]
@@ -137,8 +137,8 @@ def main():
         other, this = (f"{median(column):.1f}" for column in zip(*pairs))
         ratio = median(b / a for a, b in pairs)
         n_larger = sum(b > a for a, b in pairs)
-        rows.append((name, other, this, f"{ratio:.3f}", f"{n_larger} of {len(pairs)}"))
-    head = ["", "other", "this", "other = 1", "larger in rounds"]
+        rows.append((name, other, this, f"{ratio:.3f}", f"{n_larger} of {len(pairs)} rounds"))
+    head = ["figure", "other checkout", "this checkout", "ratio, this / other", "this is larger in"]
     print("\n".join([*common.table(head, rows), "", common.machine(["numpy"])]))
 
 

@@ -1,7 +1,7 @@
 """What the benchmarks share: paths, model sizes, timing, worker processes, tables, results.
 
-Importing this module lets a script import the modules of the project. It comes before NumPy, which
-reads from the environment how long the threads of OpenBLAS stay awake.
+After `import common`, a script can import the modules of the project. Import it before NumPy: it
+sets how long the threads of OpenBLAS stay awake, which they read from the environment.
 """
 
 import json
@@ -21,15 +21,15 @@ PAGES = ROOT / "README.md", ROOT / "docs" / "speed.md"
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
 VOCABULARY = SHARED / "gpt2-vocab"
 TEXT = SHARED / "data" / "tinyshakespeare.txt"
-N_THREADS = os.cpu_count()  # of every program that is compared
-WEIGHTS = "reading all weights once"  # the name of this row in several tables
+N_THREADS = os.cpu_count()  # every program that is compared gets this many
+WEIGHTS = "reading all weights once"  # a row in several tables
 SIZES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768),
     "355M": (24, 16, 1024),
     "774M": (36, 20, 1280),
     "1558M": (48, 25, 1600),
 }
-sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py as well
+sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py, too
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as the commands set it
 
 
@@ -47,7 +47,7 @@ def hparams_of(size):
 
 
 def matrices(params):
-    """Yield every matrix that a row is multiplied with on its way through the model."""
+    """Yield every matrix with which a pass multiplies its rows."""
     for block in params["blocks"]:
         for layer in (*block["attn"].values(), *block["mlp"].values()):
             yield layer["w"]
@@ -63,7 +63,7 @@ def read_weights(params):
 
 
 def timed(function, *arguments, n=1):
-    """Call a function n times; return the mean seconds of a call and what the last one returned."""
+    """Call a function n times; return the mean seconds per call, and the last result."""
     start = time.perf_counter()
     for _ in range(n):
         result = function(*arguments)
@@ -71,9 +71,9 @@ def timed(function, *arguments, n=1):
 
 
 def medians(functions, rounds):
-    """Time functions in turn: {name: (function, n)} to {name: median seconds of a call}.
+    """Time functions in turn, for some rounds; return {name: median seconds per call}.
 
-    In each round every function is called n times in a row.
+    functions: {name: (function, n)}; in each round, n calls are timed together.
     """
     seconds = {name: [] for name in functions}
     for _ in range(rounds):
@@ -83,9 +83,9 @@ def medians(functions, rounds):
 
 
 def run_program(command, **options):
-    """Run a program to its end; return its seconds, its peak MiB and what it printed.
+    """Run a program; return its seconds, its peak memory in MiB, and its standard output.
 
-    On Linux the peak is at least the memory of the script that calls this, so it must stay small.
+    On Linux the peak is at least the memory of the calling script, so keep that small.
     """
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
@@ -108,9 +108,9 @@ def blas_threads():
 
 
 def run_worker(script, *job):
-    """Call a function of a script in a process of its own; return what it returns.
+    """Call a function of a script in a new process, and return its result.
 
-    job: the function's name and its arguments. The script passes it to start().
+    job: the function's name and its arguments. The script must pass the function to start().
     """
     command = [sys.executable, script, "--worker", json.dumps(job, default=str)]
     done = subprocess.run(command, env=blas_threads(), stdout=subprocess.PIPE, check=True)
@@ -118,13 +118,13 @@ def run_worker(script, *job):
 
 
 def start(main, *jobs):
-    """Run main; in a worker instead the job it was given, and print the result as JSON."""
+    """Run main. In a worker process, run its job instead and print the result as JSON."""
     if "--worker" not in sys.argv:
         main()
         return
     name, *arguments = json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries print to stderr from here on
     result = {job.__name__: job for job in jobs}[name](*arguments)
     print(json.dumps(result), file=out)
 
@@ -136,7 +136,7 @@ def table(head, rows):
 
 
 def machine(packages, threads=N_THREADS):
-    """Return one line: processor, system, threads, and the versions of installed packages."""
+    """Return a line with the processor, system, threads, and versions of installed packages."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
@@ -153,7 +153,7 @@ def machine(packages, threads=N_THREADS):
 
 
 def report(name, lines, packages=("numpy",), threads=N_THREADS, write=True):
-    """Print the lines; write them and the machine to results/NAME.md, the lines into the pages."""
+    """Print a table; write it into the pages, and with the machine to results/NAME.md."""
     text = "\n".join([*lines, "", machine(packages, threads)])
     print(text)
     if write:

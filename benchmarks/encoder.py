@@ -1,12 +1,12 @@
-"""Speed of encoder.py beside tiktoken and tokenizers, whichever of them is installed.
+"""Compare the speed of encoder.py with that of tiktoken and tokenizers, if they are installed.
 
     pip install tiktoken tokenizers
     python benchmarks/encoder.py
 
-All encode and decode the same texts on one thread, in turn; the table shows medians in MB of UTF-8
-per second. "First text" is that of an encoder.py that has seen no word yet; the other columns are
-warm. The last column says whether the ids of all are equal. English is tiny Shakespeare; it and
-GPT-2's vocabulary are read from $GPT2_SHARED.
+All programs encode and decode the same texts, in turn, on one thread. The table shows medians, in
+MB of UTF-8 per second. A "new encoder" has not seen any word yet; for the other columns, all
+programs have encoded the text before. The last column says whether all of them return the same
+ids. English is tiny Shakespeare; it and GPT-2's vocabulary are read from $GPT2_SHARED.
 
 Writes results/encoder.md and the table in docs/speed.md.
 """
@@ -30,7 +30,7 @@ COMMON_CHINESE = "的一是不了人我在有他这为之大来以个中上们�
 
 
 def texts():
-    """Return {name: text}; Chinese is common characters in random clauses of 4 to 16."""
+    """Return {name: text}. Chinese is random: clauses of 4 to 16 common characters."""
     rng = random.Random(0)
     library = sorted(glob.glob(sysconfig.get_path("stdlib") + "/*.py"))
     source = "".join(Path(path).read_text(encoding="utf-8") for path in library)
@@ -49,8 +49,8 @@ def texts():
 
 
 def programs(ours):
-    """Return {name: (encode, decode)} of what is installed."""
-    found = {"encoder.py": (ours.encode, ours.decode)}
+    """Return {name: (encode, decode)} of the installed programs."""
+    found = {"this project": (ours.encode, ours.decode)}
     if find_spec("tiktoken"):
         import tiktoken
 
@@ -68,16 +68,16 @@ def programs(ours):
 
 
 def measure(text, ours, found):
-    """Return {column: cell} of a row."""
+    """Return a row of the table, {column: cell}."""
     ids = ours.encode(text)
     new = iter([encoder.get_encoder(common.VOCABULARY) for _ in range(ROUNDS)])
     jobs = {f"encode, {name}": (partial(encode, text), 1) for name, (encode, _) in found.items()}
-    jobs["encode, first text"] = lambda: next(new).encode(text), 1
+    jobs["encode, this project, new encoder"] = lambda: next(new).encode(text), 1
     jobs |= {f"decode, {name}": (partial(decode, ids), 1) for name, (_, decode) in found.items()}
     size = len(text.encode()) / 1e6
     row = {name: f"{size / s:.1f}" for name, s in common.medians(jobs, ROUNDS).items()}
     equal = all(encode(text) == ids for encode, _ in found.values())
-    return {**row, "ids": "equal" if equal else "DIFFERENT"}
+    return {**row, "ids of all programs": "equal" if equal else "DIFFERENT"}
 
 
 def main():

@@ -1,9 +1,9 @@
-"""Open a model directory in transformers and compare ids, logits and greedy text.
+"""Open a model directory in transformers, and compare ids, logits and greedy text with ours.
 
     pip install torch transformers
     python benchmarks/in_transformers.py [DIRECTORY] [PROMPT]
 
-DIRECTORY is models/shakespeare unless given; any directory that train.py writes will do.
+The default DIRECTORY is models/shakespeare. Any directory that train.py has written will do.
 """
 
 import sys

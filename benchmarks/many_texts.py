@@ -1,17 +1,17 @@
-"""Speed of many texts at once: this project, transformers, llama.cpp.
+"""Compare this project with transformers and llama.cpp at generating many texts at once.
 
     pip install torch transformers llama-cpp-python gguf
     python benchmarks/many_texts.py
 
-Whatever is installed takes part. 64 prompts of 5 to 30 tokens are continued by 40 greedy tokens
-each, with the random 124M weights of peers.py whose text does not repeat itself; up to 2 texts at
-once, the first 16 prompts. "One by one" is gpt2.py's generate, a prompt after another; the tokens
-of all others are compared with its tokens. transformers pads the prompts on the left; llama.cpp
-keeps all sequences of a batch in one cache. Both take the prompts in batches and start the next
-batch when the last text of the one before has ended. The method is that of peers.py.
+Programs that are not installed are left out. There are 64 prompts of 5 to 30 tokens, and each is
+continued by 40 greedy tokens, with the random 124M weights of peers.py whose text does not repeat
+itself. One or two texts at once use the first 16 prompts only. "One by one" is gpt2.py's generate,
+one prompt after the other; all other tokens are compared with its tokens. transformers pads
+prompts on the left; llama.cpp keeps all sequences of a batch in one cache. Both start a new batch
+when the last text of the batch before it has ended. The method is that of peers.py.
 
-Below the table stands how many sampled texts of models/shakespeare differ when they are drawn 32 at
-a time. Writes results/many_texts.md and the table in docs/speed.md.
+The line below the table counts the sampled texts that change when 32 are sampled at once (see
+rounding). Writes results/many_texts.md and the table in docs/speed.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from common import run_worker, timed
 
 SIZES = 1, 2, 4, 8, 16, 32, 64
 N_PROMPTS, N_TOKENS = 64, 40
-ONE_BY_ONE = 0  # as a number of texts at once
+ONE_BY_ONE = 0  # used as a number of texts at once
 
 
 def prompts():
@@ -54,7 +54,7 @@ def ours_one_by_one(texts, params, hparams, **sampling):
     return [list(generate(ids, params, hparams, N_TOKENS, **sampling)) for ids in texts]
 
 
-# Programs: each returns generate(texts, size) -> for each text a list of N_TOKENS ids
+# Programs: each returns a function generate(texts, size), which returns N_TOKENS ids for each text
 
 
 def our_program(directory):
@@ -99,8 +99,8 @@ def llama_program(directory):
     n_vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
 
     def decode(context, rows):
-        """Take rows (id, position, sequence, is_last) through the model; return the best ids of
-        the last rows."""
+        """Run rows of (id, position, sequence, is_last) through the model; return the best next
+        id of each row that is the last of its sequence."""
         batch = ll.llama_batch_init(len(rows), 0, 1)
         batch.n_tokens = len(rows)
         for i, (id_, position, sequence, is_last) in enumerate(rows):
@@ -140,7 +140,7 @@ def llama_program(directory):
         ll.llama_free(context)
         return found
 
-    generate.callback = quiet  # has to live as long as llama.cpp may call it
+    generate.callback = quiet  # keeps it alive: llama.cpp may still call it
     return generate
 
 
@@ -152,7 +152,7 @@ PROGRAMS = {
 
 
 def speeds(directory, name, sizes):
-    """Return {texts at once: (tokens per second, the tokens)}."""
+    """Return {texts at once: (tokens per second, tokens of each text)}."""
     generate = PROGRAMS[name][0](directory)
     texts, found = prompts(), {}
     generate(texts[:2], 1)
@@ -164,9 +164,9 @@ def speeds(directory, name, sizes):
 
 
 def rounding(n_rounds=36, size=32):
-    """Say how many sampled texts change when they are drawn together and not alone.
+    """Return a line that counts the sampled texts that change when they are sampled together.
 
-    A product of more rows is rounded differently in its last digit, which can change a choice
+    A product of more rows is rounded differently in its last digits. That can change the choice
     between two tokens that are almost equally likely.
     """
     hparams, params = peers.load_ours(common.ROOT / "models" / "shakespeare")
@@ -176,8 +176,8 @@ def rounding(n_rounds=36, size=32):
         together = ours_at_once(texts, params, hparams, size, seed=seed)
         n_different += sum(a != b for a, b in zip(alone, together))
     return (
-        f"Sampled texts of {N_TOKENS} tokens by models/shakespeare: {n_different} of "
-        f"{n_rounds * size:,} differ when {size} are drawn at a time."
+        f"With {size} at once, {n_different} of {n_rounds * size:,} sampled texts of {N_TOKENS} "
+        "tokens (models/shakespeare) change."
     )
 
 
@@ -186,7 +186,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     args = parser.parse_args()
     names = [name for name, (_, modules) in PROGRAMS.items() if all(map(find_spec, modules))]
-    found = {name: {} for name in names}  # name -> size -> tokens per second of each round
+    found = {name: {} for name in names}  # {name: {size: tokens per second in each round}}
     tokens = {name: {} for name in names}
     directory = peers.random_model("124M", "varies", names)
     for _ in range(args.rounds):
@@ -200,7 +200,7 @@ def main():
     for size in SIZES:
         row = [size]
         for name in names:
-            pairs = list(zip(tokens[name][size], expected))  # of the prompts that both have done
+            pairs = list(zip(tokens[name][size], expected))  # the shorter list decides
             n_same = sum(ours == theirs for ours, theirs in pairs)
             row.append(f"{median(found[name][size]):.1f} ({n_same} of {len(pairs)})")
         rows.append(row)

@@ -1,20 +1,20 @@
-"""Speed and memory of this project beside transformers, CTranslate2 and llama.cpp.
+"""Compare speed and memory of this project with transformers, CTranslate2 and llama.cpp.
 
     pip install torch transformers ctranslate2 llama-cpp-python gguf matplotlib
     python benchmarks/peers.py
 
-Whatever is installed takes part. The weights are random, in two variants: "repeats", initialised as
-in the GPT-2 paper, whose greedy text soon repeats itself, and "varies", with larger embeddings of
-the position, whose greedy text does not. They are kept in benchmarks/weights, in the formats of the
-programs that are installed when they are made. GPT-2's vocabulary is read from $GPT2_SHARED.
+Programs that are not installed are left out. The weights are random, in two variants: "repeats" is
+initialised as in the GPT-2 paper, and its greedy text soon repeats itself; "varies" has larger
+position embeddings, and its greedy text does not. They are kept in benchmarks/weights, in the
+formats of the programs that were installed when they were made. $GPT2_SHARED has the vocabulary.
 
-Method. Each program runs in a process of its own with the same number of threads, one at a time. In
-each round every program takes its turn; the tables show medians over the rounds. Speeds do not
-include starting, loading and a warm-up of five tokens. Decoding is timed from the call to the last
-token and includes reading the prompt of 10 tokens. A prompt is timed up to the logits of its last
-position. The whole process is a fresh interpreter that completes a prompt by 40 tokens: wall time,
-and peak resident memory with the mapped weights. Tokens are compared with those of this project
-without drafts. "Reading all weights once" is one row times every matrix of the model, by NumPy.
+Method. Each program runs in a process of its own, one at a time, and all with the same number of
+threads. In each round every program takes its turn; the tables show medians over the rounds. Speeds
+do not include starting, loading, and a warm-up of five tokens. The time of generating includes
+reading the prompt of 10 tokens. A prompt's time ends with the logits after its last token. "Whole
+process" is a new Python process that generates 40 tokens: its time from start to end, and its peak
+resident memory, with the mapped weights. Tokens are compared with those of this project without
+drafts. For "reading all weights once", NumPy multiplies one row with every matrix of the model.
 
 Larger sizes are measured on text that repeats itself. Writes results/peers.md and peers.png, or
 results/sizes.md if other sizes are given, and the tables in README.md and docs/speed.md.
@@ -33,15 +33,15 @@ import common
 import numpy as np
 from common import N_THREADS, WEIGHTS, blas_threads, run_worker, timed
 
-VARIANTS = {  # name -> title, standard deviations of the two embeddings
+VARIANTS = {  # name: (title, standard deviations of the two embeddings)
     "repeats": ("text that repeats itself", {"wte": 0.02, "wpe": 0.01}),
-    "varies": ("text that does not", {"wte": 0.08, "wpe": 1.0}),
+    "varies": ("text that does not repeat itself", {"wte": 0.08, "wpe": 1.0}),
 }
 PROMPT = "Alan Turing theorized that computers would one day become"
 PROMPT_IDS = [36235, 39141, 18765, 1143, 326, 9061, 561, 530, 1110, 1716]
 OURS, PLAIN = "this project", "this project, without drafts"
 CT2, LLAMA = ("ctranslate2", "transformers", "tokenizers"), ("llama_cpp", "gguf")
-PEERS = {  # name -> the modules it needs
+PEERS = {  # name: the modules that it needs
     "transformers": ("torch", "transformers"),
     "CTranslate2 float32": CT2,
     "CTranslate2 int8": CT2,
@@ -51,20 +51,20 @@ PEERS = {  # name -> the modules it needs
 }
 PACKAGES = "numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python"
 DECODE, PREFILL = (40, 200), (128, 512, 1000)  # numbers of tokens
-FORMATS = {  # a column -> how its figures are printed
-    **{f"{n} tokens, tok/s": ".1f" for n in DECODE},
+FORMATS = {  # column: the format of its figures
+    **{f"tokens/s ({n} tokens)": ".1f" for n in DECODE},
     "same tokens": "",
-    **{f"prompt of {n}, ms": ".0f" for n in PREFILL},
+    **{f"prompt of {n} tokens, ms": ".0f" for n in PREFILL},
     "whole process, s": ".2f",
-    "peak MiB": ".0f",
+    "peak memory, MiB": ".0f",
 }
-SPEED = "200 tokens, tok/s"  # the column in the README and in the picture
+SPEED = "tokens/s (200 tokens)"  # the column in the README and in the picture
 
 # Models
 
 
 def random_model(size, variant, programs):
-    """Return the directory of a model, which is made the first time."""
+    """Return the directory of a model. The first call makes it."""
     directory = common.ROOT / "benchmarks" / "weights" / f"{size}-{variant}"
     if not (directory / "done").exists():
         run_worker(__file__, "make_model", directory, size, variant, programs)
@@ -73,7 +73,7 @@ def random_model(size, variant, programs):
 
 
 def make_model(directory, size, variant, programs):
-    """Write random weights as a Hugging Face directory, and as the files of some programs."""
+    """Write random weights as a Hugging Face directory, and in the formats of these programs."""
     from model_files.directory import save_model
     from model_files.vocabulary import read_vocabulary
     from training.run import init_params
@@ -96,7 +96,7 @@ def make_model(directory, size, variant, programs):
 
 
 def write_gguf(path, hparams, params, vocabulary, kind):
-    """Write llama.cpp's file: its matrices are [out, in], its vectors are always float32."""
+    """Write llama.cpp's file. Its matrices are [out, in], and its vectors are always float32."""
     import gguf
 
     from model_files.directory import flatten
@@ -148,11 +148,11 @@ def write_gguf(path, hparams, params, vocabulary, kind):
     writer.close()
 
 
-# Programs: each returns generate(ids, n) -> list of n ids, and read_prompt(ids)
+# Programs: each returns two functions, generate(ids, n), which returns n ids, and read_prompt(ids)
 
 
 def load_ours(directory):
-    """Return hparams and params of a model whose text goes on after an end of text."""
+    """Return hparams and params of a model that continues after an end-of-text token."""
     from utils import load_encoder_hparams_and_params
 
     _, hparams, params = load_encoder_hparams_and_params(str(directory), "models")
@@ -248,28 +248,28 @@ def load(name, directory):
 
 
 def weights_per_second(directory):
-    """Return how often in a second one row goes through every matrix of the model."""
+    """Return how often per second NumPy can multiply one row with every matrix of the model."""
     once = common.read_weights(load_ours(directory)[1])
     once()
     return 1 / median(timed(once)[0] for _ in range(20))
 
 
 def speeds(directory, name, decode, prefill):
-    """Return {column: figure} for these numbers of tokens, and the last tokens generated."""
+    """Return {column: figure} for these numbers of tokens, and the tokens of the longest text."""
     generate, read_prompt = load(name, directory)
     generate(PROMPT_IDS, 5)
     figures = {}
     for n in decode:
         seconds, tokens = timed(generate, PROMPT_IDS, n)
-        figures[f"{n} tokens, tok/s"] = n / seconds
+        figures[f"tokens/s ({n} tokens)"] = n / seconds
     long = [i * 7919 % 50000 for i in range(max(prefill, default=0))]
     for n in prefill:
-        read_prompt(long[:n])  # the first time, memory is allocated
-        figures[f"prompt of {n}, ms"] = timed(read_prompt, long[:n])[0] * 1e3
+        read_prompt(long[:n])  # the first call also allocates memory
+        figures[f"prompt of {n} tokens, ms"] = timed(read_prompt, long[:n])[0] * 1e3
     return figures, tokens
 
 
-WHOLE = {  # programs as their users would write them; arguments: directory, prompt, threads
+WHOLE = {  # short programs as a user would write them; arguments: directory, prompt, threads
     "transformers": """
 import sys, torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -301,7 +301,7 @@ print(out["choices"][0]["text"])""",
 
 
 def whole_process(name, directory):
-    """Return {column: figure} of a fresh interpreter that completes the prompt by 40 tokens."""
+    """Return {column: figure} of a new process that continues the prompt by 40 tokens."""
     if name == OURS:
         command = [common.ROOT / "gpt2.py", PROMPT, "--model_size", directory]
     else:
@@ -309,14 +309,14 @@ def whole_process(name, directory):
         code = WHOLE[program].replace("KIND", kind)
         command = ["-c", code, directory, PROMPT, N_THREADS]
     seconds, peak, _ = common.run_program([sys.executable, *map(str, command)], env=blas_threads())
-    return {"whole process, s": seconds, "peak MiB": peak}
+    return {"whole process, s": seconds, "peak memory, MiB": peak}
 
 
 # Measuring and reporting
 
 
 def measure(directory, names, args, with_prompts):
-    """Let all programs take turns for some rounds; return a row {column: text} for each."""
+    """Let all programs take turns for some rounds; return a row {column: cell} for each."""
     decode, prefill = ((40,), (128,)) if args.quick else (DECODE, PREFILL)
     found, tokens, weights = {name: {} for name in names}, {}, []
     for _ in range(args.rounds):
@@ -324,7 +324,7 @@ def measure(directory, names, args, with_prompts):
         for name in names:
             job = directory, name, decode, prefill if with_prompts else []
             figures, tokens[name] = run_worker(__file__, "speeds", *job)
-            if with_prompts and name != PLAIN:  # the command always drafts
+            if with_prompts and name != PLAIN:  # the command always uses drafts
                 figures |= whole_process(name, directory)
             for column, figure in figures.items():
                 found[name].setdefault(column, []).append(figure)
@@ -336,12 +336,12 @@ def measure(directory, names, args, with_prompts):
             row[column] = f"{median(figures):{FORMATS[column]}}"
         rows.append(row)
     speed = f"{median(weights):.1f}"
-    rows.append({"": WEIGHTS, **{f"{n} tokens, tok/s": speed for n in decode}})
+    rows.append({"": WEIGHTS, **{f"tokens/s ({n} tokens)": speed for n in decode}})
     return rows
 
 
 def agreement(tokens, expected):
-    """Say how many tokens at the start of two lists are equal: "all 200", "first 16", "none"."""
+    """Return how many tokens from the first on are equal: "all 200", "first 16" or "none"."""
     n = 0
     while n < len(expected) and tokens[n] == expected[n]:
         n += 1
@@ -351,7 +351,7 @@ def agreement(tokens, expected):
 
 
 def lines_of(tables):
-    """Return {title: rows} as Markdown, without the columns that nothing stands in."""
+    """Return the lines of {title: rows} as Markdown tables, without empty columns."""
     lines = []
     for title, rows in tables.items():
         columns = [name for name in FORMATS if any(name in row for row in rows)]
@@ -361,22 +361,22 @@ def lines_of(tables):
 
 
 def summary(tables):
-    """Return the README's table: some rows and columns of those of 124M."""
+    """Return the lines of the README's table: some rows and columns of the tables of 124M."""
     repeats, varies = (tables[f"124M, {title}"] for title, _ in VARIANTS.values())
     shown = OURS, PLAIN, "transformers", "llama.cpp F32", "llama.cpp Q8_0", WEIGHTS
-    columns = "prompt of 512, ms", "whole process, s", "peak MiB"
+    columns = "prompt of 512 tokens, ms", "whole process, s", "peak memory, MiB"
     rows = []
     for row, other in zip(repeats, varies):
         if row[""] in shown:
             last = [row.get(name, "") for name in columns]
             rows.append([row[""], row[SPEED], other[SPEED], *last])
-    head = ["GPT-2 124M", *(f"tokens/s, {title}" for title, _ in VARIANTS.values())]
+    head = ["GPT-2 124M", "tokens/s, text that repeats itself", "tokens/s, text that does not"]
     head += ["prompt of 512 tokens, ms", "whole process of 40 tokens, s", "peak memory, MiB"]
     return common.table(head, rows)
 
 
 def picture(path, tables):
-    """Draw the speed of 200 tokens as bars, a panel for each table."""
+    """Draw a bar for the speed of each program at 200 tokens, with a panel for each table."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -404,7 +404,7 @@ def main():
     add("--sizes", default="124M", help=f"any of {','.join(common.SIZES)} (124M)")
     add("--peers", default=",".join(PEERS), help=f"any of {','.join(PEERS)} (all)")
     add("--rounds", type=int, default=5, help="(5)")
-    add("--quick", action="store_true", help="one round, less of each; writes no file")
+    add("--quick", action="store_true", help="one round, fewer figures; writes no file")
     args = parser.parse_args()
     chosen = [name for name in args.peers.split(",") if name and all(map(find_spec, PEERS[name]))]
     programs, tables = [OURS, PLAIN, *chosen], {}

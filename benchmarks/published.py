@@ -1,6 +1,8 @@
 """Compare completions of the released weights with the published ones in docs/published.md.
 
-python benchmarks/published.py 124M
+    python benchmarks/published.py 124M
+
+For 124M, it also compares ten logits. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from gpt2 import generate, gpt2
 from utils import load_encoder_hparams_and_params
 
 ROW = r"^\| (\w+) \| `(.+)` \| (\d+) \| `(.+)` \|$"  # size, prompt, number of tokens, continuation
-LOGITS = (  # of 124M, for ids 0 to 9 after <|endoftext|>
+LOGITS = (  # those of 124M after <|endoftext|>, for ids 0 to 9
     "-43.431618 -39.836346 -43.065910 -42.828045 -43.529541 "
     "-44.318398 -41.227425 -41.270760 -42.541393 -42.394997"
 )

@@ -1,14 +1,14 @@
-"""Time of a training step beside PyTorch, with the same weights, data and cores.
+"""Compare the time of a training step with PyTorch's, for the same weights, data and cores.
 
     pip install torch
     python benchmarks/train_step.py
 
-Each side runs in processes of its own. They take turns; a turn starts from the same weights, and
-its first step is not counted. Both clip the gradient to norm 1 and take steps of AdamW with weight
-decay on matrices, without dropout. The losses of each step are compared, so a fast but wrong step
-would be noticed. PyTorch runs eagerly with its fused attention and fused AdamW. "Products alone" is
-the time that NumPy takes for the matrix products of the linear layers, forward and backward, and
-nothing else.
+Each side runs in processes of its own, and they take turns. A turn starts from the same weights,
+and its first step is not counted. Both sides clip the gradient to norm 1 and take steps of AdamW,
+with weight decay on matrices and without dropout. The losses of each step are compared, so a fast
+but wrong step would be noticed. PyTorch runs eagerly, with its fused attention and fused AdamW.
+"Matrix products alone" is the time in which NumPy computes the matrix products of the linear
+layers, forward and backward, and nothing else.
 
 Writes results/train_step.md and the table in docs/speed.md.
 """
@@ -27,7 +27,7 @@ SHAPES = {  # n_layer, n_head, n_embd, n_ctx, batch
     "4.8M": (6, 8, 256, 256, 16),
     "10.8M": (6, 6, 384, 256, 16),
 }
-STEPS = {"0.8M": 100, "4.8M": 8, "10.8M": 5}  # in a turn
+STEPS = {"0.8M": 100, "4.8M": 8, "10.8M": 5}  # in each turn
 
 
 def hparams_of(shape):
@@ -45,7 +45,7 @@ def batch(shape, step):  # -> [batch, n_ctx + 1] ids, the same for both sides
     return np.random.default_rng(step).integers(N_VOCAB, size=(shape[4], shape[3] + 1))
 
 
-# The sides: each yields the loss of one step after the other
+# The sides: each takes one step after the other and yields the losses
 
 
 def numpy_side(shape):
@@ -65,7 +65,7 @@ def numpy_side(shape):
 
 
 def products_side(shape):
-    """Do a step's matrix products alone, a share of the batch on each thread."""
+    """Compute only the matrix products of a step, with a part of the batch on each thread."""
     from evaluate import worker_threads
 
     _, _, n_embd, n_ctx, size = shape
@@ -84,7 +84,7 @@ def products_side(shape):
 
 
 def torch_side(shape):
-    """The same model, with PyTorch's fused attention and one product for query, key and value."""
+    """Train the same model in PyTorch, with its fused attention and fused AdamW."""
     import torch
     from torch.nn import functional as F
 
@@ -137,19 +137,18 @@ SIDES = {"numpy": numpy_side, "torch": torch_side, "products": products_side}
 
 
 def steps(side, name, n):
-    """Take n steps from the start; return [seconds, loss] of each."""
-    sides = {"numpy": numpy_side, "torch": torch_side, "products": products_side}
-    losses = sides[side](SHAPES[name])
+    """Take n steps from the initial weights; return [seconds, loss] of each."""
+    losses = SIDES[side](SHAPES[name])
     return [timed(next, losses) for _ in range(n)]
 
 
 def compare(name, rounds):
     """Return a row of the table."""
     shape, n_steps = SHAPES[name], STEPS[name]
-    seconds = {"numpy": [], "torch": [], "products": []}
+    seconds = {side: [] for side in SIDES}
     losses = {}
     for i in range(rounds):
-        sides = list(seconds) if i % 2 else list(seconds)[::-1]  # none is always the first
+        sides = list(seconds) if i % 2 else list(seconds)[::-1]  # no side is always first
         for side in sides:
             found = run_worker(__file__, "steps", side, name, n_steps)
             seconds[side] += [second for second, _ in found[1:]]
@@ -176,11 +175,11 @@ def main():
     args = parser.parse_args()
     head = [
         "parameters (layers, heads, width, context, batch)",
-        "this project, ms",
-        "PyTorch, ms",
-        "our speed, PyTorch's = 1",
-        "products alone, ms",
-        "our tokens per second",
+        "this project, ms per step",
+        "PyTorch, ms per step",
+        "this project's speed relative to PyTorch's",
+        "matrix products alone, ms",
+        "this project, tokens/s",
         "losses differ by at most",
     ]
     rounds = 1 if args.quick else args.rounds

@@ -1,13 +1,13 @@
-"""What one pass over a model costs, and what each trick buys.
+"""Measure what one pass over a model costs, and what each trick buys.
 
     python benchmarks/tricks.py
 
-The shapes are those of the 124M model, with random weights. A row is a token that goes through the
-model; the rows of a pass are the tokens of a prompt, a draft that is checked, or the next tokens of
-several texts. "Reading all weights once" is one row times every matrix and nothing else. "Calls
-alone" is a token of a model with as many layers and heads but one number per head: the cost of
-calling NumPy with hardly anything to compute. Tricks are timed in turn with the plain way; matrices
-come from a set that is too large for the processor's cache, as in a pass over a model.
+The shapes are those of the 124M model, and the weights are random. Each row of a pass is a token:
+of a prompt, of a draft, or the next token of one of several texts. "Reading all weights once" is
+one row times every matrix and nothing else. "NumPy calls alone" is a token's pass through a model
+with as many layers and heads, but only one number per head. It shows the cost of the calls, since
+there is hardly anything to compute. Each trick takes turns with the plain way. The set of matrices
+is too large for the processor's cache, as it is in a pass over a model.
 
 Writes results/passes.md and results/tricks.md, and the tables in docs/speed.md.
 """
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 from unittest.mock import patch
 
-import common  # before NumPy: it sets how long OpenBLAS's threads stay awake
+import common  # before NumPy, since it sets how long OpenBLAS's threads stay awake
 import numpy as np
 from common import timed
 
@@ -34,7 +34,7 @@ def normal(*shape):
 
 
 def attention_at_once(q, k, v):
-    """Compute all scores, those above the diagonal, too."""
+    """Compute all scores at once, also those above the diagonal."""
     n = q.shape[1]
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     scores += np.triu(np.full((n, n), -np.inf, np.float32), 1)
@@ -60,24 +60,24 @@ def by_product(x, matrices):
 def prompt_tricks():
     x = normal(1000, 3072)
     yield (
-        "1000 tokens: gelu in pieces of rows",
+        "gelu of 1000 tokens, a few rows at a time",
         lambda: x * gpt2.normal_cdf(x),
         lambda: gpt2.gelu(x),
     )
     added, stream = normal(1000, 768), normal(1000, 768)
     yield (
-        "1000 tokens: residual stream added to in place",
+        "adding to the residual stream of 1000 tokens in place",
         lambda: stream + added,
         lambda: np.add(stream, added, out=stream),
     )
     qkv = normal(3, 12, 1000, 64)
     yield (
-        "1000 tokens: attention for 64 queries at a time",
+        "attention of 1000 tokens, 64 queries at a time",
         lambda: attention_at_once(*qkv),
         lambda: attention_on_one_core(*qkv),
     )
     yield (
-        "1000 tokens: attention's heads on all cores",
+        "attention of 1000 tokens, heads on all cores",
         lambda: attention_on_one_core(*qkv),
         lambda: gpt2.attention(*qkv),
     )
@@ -89,7 +89,7 @@ def product_tricks():
         for n_rows in 2, 8, 16:
             x = normal(n_rows, n_in)
             yield (
-                f"{n_rows} rows times 40 matrices of {n_in} x {n_out}: product",
+                f"product of {n_rows} rows with 40 matrices of {n_in} x {n_out}",
                 partial(by_blas, x, matrices),
                 partial(by_product, x, matrices),
             )
@@ -97,7 +97,7 @@ def product_tricks():
     for n_rows in 2, 8, 32:
         x = normal(n_rows, 768)
         yield (
-            f"{n_rows} rows times the embedding, transposed: product",
+            f"product of {n_rows} rows with the transposed embedding",
             partial(by_blas, x, embedding),
             partial(by_product, x, embedding),
         )
@@ -107,7 +107,7 @@ def measure_tricks(rounds):
     """Return the lines of the table of tricks."""
     rows = []
     for name, without, trick in chain(prompt_tricks(), product_tricks()):
-        n = max(1, int(0.005 / timed(without)[0]))  # calls in a turn, from this warm-up
+        n = max(1, int(0.005 / timed(without)[0]))  # calls in each turn; this one is the warm-up
         timed(trick)
         seconds = common.medians({"without": (without, n), "with": (trick, n)}, rounds)
         a, b = seconds["without"] * 1e3, seconds["with"] * 1e3
@@ -116,7 +116,7 @@ def measure_tricks(rounds):
 
 
 def passes(hparams, params):
-    """Return a function that takes n_rows through the model after n_past cached positions."""
+    """Return a function that runs n_rows through the model after n_past cached positions."""
     cache = gpt2.new_cache(hparams["n_ctx"], hparams)
     cache[...] = 0.1
     return lambda n_rows, n_past: gpt2.gpt2(
@@ -125,28 +125,29 @@ def passes(hparams, params):
 
 
 def measure_passes(rounds):
-    """Return the lines of two tables: a pass of one row by its position, and a pass by its rows."""
+    """Return the lines of two tables: one row by its position, and several rows by their number."""
     hparams = common.hparams_of("124M")
     narrow = {**hparams, "n_vocab": 64, "n_embd": hparams["n_head"]}
     params = init_params(hparams, RNG)
     full, calls = passes(hparams, params), passes(narrow, init_params(narrow, RNG))
     functions = {
         common.WEIGHTS: (common.read_weights(params), 3),
-        "calls alone": (partial(calls, 1, 1), 30),
+        "NumPy calls alone": (partial(calls, 1, 1), 30),
     }
     for n in 1, 200, 500, 990:
         functions[f"token at position {n}"] = partial(full, 1, n), 3
     seconds = common.medians(functions, rounds)
     weights = seconds[common.WEIGHTS]
     rows = [(name, f"{s * 1e3:.2f}", f"{s / weights:.2f}") for name, s in seconds.items()]
-    lines = [*common.table(["pass of one row", "ms", "reading = 1"], rows), ""]
+    lines = [*common.table(["pass of one row", "ms", "relative to reading the weights"], rows), ""]
 
     functions = {n: (partial(full, n, 100), 1) for n in (1, 2, 4, 8, 16, 32)}
     seconds = common.medians(functions, rounds)
     rows = []
     for n, s in seconds.items():
         rows.append((n, f"{s * 1e3:.1f}", f"{s / seconds[1]:.2f}", f"{s / seconds[1] / n:.2f}"))
-    return [*lines, *common.table(["rows", "ms", "one row = 1", "per row"], rows)]
+    head = ["rows in a pass", "ms", "relative to one row", "the same, per row"]
+    return [*lines, *common.table(head, rows)]
 
 
 def main():

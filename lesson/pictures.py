@@ -52,8 +52,8 @@ def grid(axes, rows, name_of_row=None, name_of_column=None, **colours):
 
 
 def shown(text):
-    """A token as it can be seen, with a low line for the space."""
-    return "".join(char if char.isprintable() else "\\n" for char in text).replace(" ", "_")
+    """A token with everything in it made visible: " be" is "␣be"."""
+    return "".join(char if char.isprintable() else "\\n" for char in text).replace(" ", "␣")
 
 
 def diverging(rows):
@@ -116,7 +116,7 @@ def strips(figure, q, k, v, tokens):
 def shares(figure, scores, weights, tokens):
     figure.set_size_inches(6.4, 3.1)
     names = [*map(shown, tokens)]
-    maps = (scores, "scores", diverging(scores)), (weights, "weights", {"cmap": "Blues", "vmin": 0})
+    maps = (scores, "scores", diverging(scores)), (weights, "pattern", {"cmap": "Blues", "vmin": 0})
     for axes, (rows, title, colours) in zip(figure.subplots(1, 2), maps):
         grid(axes, rows, names, names, **colours)
         axes.set(title=title, xlabel="looks at")
@@ -138,7 +138,7 @@ def heads(figure, maps, tokens):
             image = grid(axes, maps[i][j], down, across, cmap="Blues", vmin=0, vmax=1)
             axes.tick_params(axis="x", rotation=90)
             axes.set_title(f"block {i}, head {j}", fontsize=7)
-    figure.colorbar(image, ax=figure.axes, label="weight", aspect=60, fraction=0.03)
+    figure.colorbar(image, ax=figure.axes, label="attention weight", aspect=60, fraction=0.03)
 
 
 @picture
@@ -155,10 +155,10 @@ def stream(figure, lengths, added):
 
 @picture
 def switch(figure, at, curve, edges, counts):
-    axes = one(figure, 5.2, 2.8, xlabel="number that goes in", ylabel="number that comes out")
+    axes = one(figure, 5.2, 2.8, xlabel="input", ylabel="output")
     behind = axes.twinx()
     behind.stairs(counts, edges, fill=True, color=GREY, alpha=0.3)
-    behind.set_ylabel("how many of them", color=GREY)
+    behind.set_ylabel("number of inputs", color=GREY)
     axes.plot(at, curve, color=BLUE, label="GELU")
     axes.plot(at, [max(x, 0) for x in at], color=RED, linestyle="--", label="ReLU")
     axes.set_zorder(1)
@@ -181,7 +181,7 @@ def lens(figure, best, p, tokens):
 
 @picture
 def best(figure, tokens, p):
-    axes = one(figure, 5.2, 2.4, xlabel="probability, percent")
+    axes = one(figure, 5.2, 2.4, xlabel="probability in percent")
     axes.barh(range(len(p)), p, color=BLUE)
     axes.set_yticks(range(len(p)), [*map(shown, tokens)])
     axes.invert_yaxis()
@@ -189,7 +189,7 @@ def best(figure, tokens, p):
 
 @picture
 def temperatures(figure, ranks, curves):
-    axes = one(figure, 5.2, 2.8, xlabel="most likely tokens", ylabel="their share together")
+    axes = one(figure, 5.2, 2.8, xlabel="most likely tokens", ylabel="their total probability")
     for curve, color, line, t in zip(curves, (BLUE, "black", RED), ("--", "-", ":"), (0.5, 1, 2)):
         axes.plot(ranks, curve, color=color, linestyle=line, label=f"temperature {t}")
     axes.set_xscale("log")
@@ -199,7 +199,7 @@ def temperatures(figure, ranks, curves):
 
 @picture
 def context(figure, seen, losses):
-    axes = one(figure, 5.2, 2.4, xlabel="tokens that the model sees", ylabel="nats a token")
+    axes = one(figure, 5.2, 2.4, xlabel="tokens that the model sees", ylabel="nats per token")
     axes.plot(seen, losses, color=BLUE, marker="o", markersize=4)
     axes.set_xscale("log")
     axes.set_xticks(seen, map(str, seen))
@@ -208,25 +208,27 @@ def context(figure, seen, losses):
 
 @picture
 def cache(figure, lengths, plain, cached):
-    axes = one(figure, 5.2, 2.6, xlabel="tokens of text", ylabel="million multiplications")
-    axes.plot(lengths, plain, color=RED, linestyle="--", label="all anew")
+    axes = one(figure, 5.2, 2.6, xlabel="tokens in the text", ylabel="million multiplications")
+    axes.plot(lengths, plain, color=RED, linestyle="--", label="without a cache")
     axes.plot(lengths, cached, color=BLUE, label="with a cache")
     axes.legend(frameon=False)
 
 
 @picture
-def training(figure, shown, rest):
+def training(figure, shown, held_out):
     figure.set_size_inches(6.4, 2.4)
-    curves = ("shown", shown, BLUE), ("rest", rest, RED)
+    curves = ("shown", shown, BLUE), ("held out", held_out, RED)
     for axes, (name, losses, color) in zip(figure.subplots(1, 2), curves):
         axes.plot(losses, color=color, marker="o", markersize=4)
-        axes.set(title=name, xlabel="steps", ylabel="nats a token")
+        span = max(losses) - min(losses)
+        axes.set_title(f"{name}: a range of {span:.2f} nats", fontsize=9)
+        axes.set(xlabel="steps", ylabel="nats per token")
 
 
 @picture
 def breaks(figure, names, costs, blind):
-    axes = one(figure, 6.4, 4.0, xlabel="nats a token")
-    colours = [GREY if name == "as it is" else BLUE for name in names]
+    axes = one(figure, 6.4, 4.0, xlabel="nats per token")
+    colours = [GREY if name == "unchanged" else BLUE for name in names]
     axes.barh(range(len(costs)), costs, color=colours)
     axes.axvline(blind, color=RED, linestyle="--", label="blind guessing")
     axes.set_yticks(range(len(names)), names)

@@ -1,4 +1,4 @@
-"""What several test files share: the shared data, models of random weights, commands to run."""
+"""What several test files use: real data, random models, and functions that run commands."""
 
 import inspect
 import math
@@ -23,10 +23,10 @@ from utils import load_encoder_hparams_and_params
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-OPENAI = GOLDEN / "tf_gpt2"  # a directory as OpenAI's: 2 layers, 8 wide, 257 tokens
+OPENAI = GOLDEN / "tf_gpt2"  # in OpenAI's layout: 2 layers, 8 numbers per token, 257 tokens
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
 
-# Shapes are odd on purpose, and epsilon large enough to be missed where it is left out.
+# Sizes are odd on purpose. Epsilon is so large that results change if it is left out.
 TINY = {
     "n_layer": 3,
     "n_head": 5,
@@ -37,7 +37,7 @@ TINY = {
     "eos_token_ids": [],
 }
 N_HEAD, EPS, N_VOCAB = TINY["n_head"], TINY["layer_norm_epsilon"], TINY["n_vocab"]
-LONG = 2 * gpt2.QUERY_BLOCK + 50  # a text whose attention is computed in three pieces
+LONG = 2 * gpt2.QUERY_BLOCK + 50  # attention computes a text of this length in three pieces
 FULL = {
     "n_layer": 12,
     "n_head": 12,
@@ -47,7 +47,7 @@ FULL = {
     "layer_norm_epsilon": 1e-5,
     "eos_token_ids": [50256],
 }
-LETTERS = {  # of the model that the commands load
+LETTERS = {  # the model that the commands load in tests
     "n_layer": 2,
     "n_head": 2,
     "n_embd": 16,
@@ -60,15 +60,15 @@ LETTERS = {  # of the model that the commands load
 
 @pytest.fixture(scope="session")
 def shared():
-    """The directory of real inputs (vocabulary, trained models, text) that is not committed."""
+    """The directory of real data that is not committed: a vocabulary, trained models, a text."""
     if not SHARED.is_dir():
-        pytest.skip(f"GPT2_SHARED: {SHARED} is not there")
+        pytest.skip(f"GPT2_SHARED: there is no directory {SHARED}")
     return SHARED
 
 
 @pytest.fixture
 def numpy_2_promotion():
-    """NumPy 2's rules under NumPy 1 too: there, one float64 scalar turns a whole array float64."""
+    """Use NumPy 2's promotion in NumPy 1, too: a float64 scalar makes a float32 array float64."""
     if int(np.__version__.split(".")[0]) >= 2:
         yield
     else:
@@ -78,12 +78,14 @@ def numpy_2_promotion():
         np._set_promotion_state(before)
 
 
-# Models of random weights
+# Random models
 
 
 def build_params(seed, hparams, **spread):
-    """Parameters drawn one after another, each kind with a (standard deviation, mean) of its own;
-    a standard deviation of 0 draws nothing."""
+    """Return random parameters. spread: {kind: (standard deviation, mean)}.
+
+    Arrays with a standard deviation of 0 use up no random numbers.
+    """
     rng, tensors = np.random.default_rng(seed), {}
     for name, shape in parameter_shapes(**hparams).items():
         scale, mean = spread[kind(name)]
@@ -102,7 +104,8 @@ def kind(name):
 
 
 def random_params(seed=0, **hparams):
-    """Parameters that all matter, no bias zero and no gain one, of TINY's shape but for hparams."""
+    """Return parameters of TINY's shape, changed by hparams. All of them matter: no bias is 0, no
+    gain is 1."""
     hparams = {**TINY, **hparams}
     weight, embedding = (1.5 / math.sqrt(hparams["n_embd"]), 0), (0.5, 0)
     return build_params(
@@ -118,9 +121,9 @@ def random_params(seed=0, **hparams):
 
 
 def initial_params(seed, hparams, wte=0.02, wpe=0.01):
-    """Parameters as GPT-2's training starts with them: what follows a token is mostly itself.
+    """Return parameters as GPT-2's training starts with: mostly, a token is followed by itself.
 
-    With wte=0.08, wpe=1 the position counts for more than the token, and greedy text wanders.
+    With wte=0.08 and wpe=1, positions matter more than tokens, and greedy text does not repeat.
     """
     return build_params(
         seed,
@@ -139,7 +142,10 @@ def some_ids(*shape, seed=0, n_vocab=N_VOCAB):
 
 
 def window_start(n, n_ctx):
-    """Where the window starts that a model of n_ctx sees of n ids: past n_ctx it jumps by half."""
+    """Return where the window starts in which a model sees the last of n ids.
+
+    When a window of n_ctx is full, the next one starts half a window later.
+    """
     if n <= n_ctx:
         return 0
     half = max(1, n_ctx // 2)
@@ -147,7 +153,7 @@ def window_start(n, n_ctx):
 
 
 def greedy(ids, params, hparams, n):
-    """gpt2_pico.gpt2's most likely tokens, also past the context: the oracle for gpt2.generate."""
+    """Return greedy tokens of gpt2_pico.gpt2, also past the context, to compare generate with."""
     ids, n_inputs, eps = list(ids), len(ids), hparams["layer_norm_epsilon"]
     while len(ids) < n_inputs + n:
         seen = ids[window_start(len(ids), hparams["n_ctx"]) :]
@@ -159,7 +165,7 @@ def greedy(ids, params, hparams, n):
 
 
 def leaves(tree, name=""):
-    """Every array of a nested dict, list or tuple under its path: (".blocks.0.ln_1.g", array)."""
+    """Yield (path, array), such as (".blocks.0.ln_1.g", array), of a nested dict, list or tuple."""
     if isinstance(tree, np.ndarray):
         yield name, tree
     elif isinstance(tree, dict):
@@ -171,7 +177,7 @@ def leaves(tree, name=""):
 
 
 def map_leaves(function, tree):
-    """The same nesting with function(array) for each array."""
+    """Return the same nested dicts and lists, with function(array) for each array."""
     if isinstance(tree, dict):
         return {key: map_leaves(function, value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -184,7 +190,7 @@ def float64(params):
 
 
 def watch(module, monkeypatch):
-    """Let each function of the module note the dtypes of the floats it returns: {name: {...}}."""
+    """Return {function: dtypes of its results}, which fills as the functions are called."""
     seen = {}
 
     def watched(name, function):
@@ -221,7 +227,7 @@ def directory(tmp_path):
 
 # Commands
 
-os.environ.pop("PYTHONUNBUFFERED", None)  # what a command does not flush would come all the same
+os.environ.pop("PYTHONUNBUFFERED", None)  # or a missing flush would go unnoticed
 
 
 def command(script, *args):
@@ -229,12 +235,12 @@ def command(script, *args):
 
 
 def default_handler():
-    """Undo what a shell does to a process in the background: it ignores the signal."""
+    """Make Ctrl-C work: a shell lets the processes that it starts in the background ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(script, *args, stdin=b"", **options):
-    """A command as a process, until it ends."""
+    """Run a command as a process and return the finished process."""
     return subprocess.run(
         command(script, *args), input=stdin, capture_output=True, timeout=120, **options
     )
@@ -254,8 +260,10 @@ sys.path.insert(0, DIRECTORY)
 
 
 def run_copied(names, code, directory):
-    """Copy some of our modules into a directory and run Python code that can import nothing else,
-    except for NumPy and the standard library; return what it prints."""
+    """Copy some of our modules into a directory, run Python code there, and return its output.
+
+    The code can import these modules, NumPy and the standard library, but nothing else.
+    """
     for name in names:
         shutil.copy(ROOT / f"{name}.py", directory)
     start = f"ALLOWED, DIRECTORY = {names!r}, {str(directory)!r}\n{NOTHING_ELSE}"
@@ -307,7 +315,7 @@ def run_train(*args, **options):
 
 
 def curve(path):
-    """The rows of log.csv without the seconds, which no two runs share."""
+    """Return the rows of log.csv without the seconds, which differ from run to run."""
     rows = [line.split(",") for line in (path / "log.csv").read_text().splitlines()]
     return [[row[0], *row[2:]] for row in rows]
 

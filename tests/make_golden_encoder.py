@@ -1,6 +1,8 @@
-"""Write golden/encoder*.json with tiktoken, tokenizers and transformers.
+"""Write golden/encoder*.json: the ids of tiktoken, tokenizers and transformers.
 
-python tests/make_golden_encoder.py    (needs the shared data: see SHARED in conftest.py)
+pip install tiktoken tokenizers transformers && python tests/make_golden_encoder.py
+
+It needs the shared data (see SHARED in conftest.py).
 """
 
 import json
@@ -49,7 +51,7 @@ def learned(chunks, vocab_size):
 def main():
     rng = random.Random(0)
     texts = [*PIECES, *(random_text(rng) for _ in range(200)), "x" * 3000, " " * 3000 + "y"]
-    # tokenizers takes no lone surrogates; tiktoken counts them as U+FFFD.
+    # tokenizers refuses lone surrogates, so replace them by U+FFFD, as tiktoken does.
     clean = [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts]
     gpt2 = gpt2_by_tiktoken()
     model = SHARED / "models" / "shakespeare-hf"

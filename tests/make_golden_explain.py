@@ -1,4 +1,4 @@
-"""Write golden/explain.npz with transformers and torch: what the shipped model does with a text.
+"""Write golden/explain.npz: how transformers runs the shipped model on a text.
 
 pip install torch transformers && python tests/make_golden_explain.py
 """
@@ -21,7 +21,7 @@ def main():
     ).eval()
     ids = encoder.encode(TEXT)
     streams, hooks = [], []
-    for block in model.transformer.h:  # each layer norm is given the residual stream
+    for block in model.transformer.h:  # the residual stream is the input of each layer norm
         for layer in block.ln_1, block.ln_2:
             hooks.append(layer.register_forward_pre_hook(lambda _, x: streams.append(x[0][0])))
     last = lambda _, x: streams.append(x[0][0])  # noqa: E731
@@ -51,7 +51,10 @@ def main():
 
 
 def without(model, ids, best, i, part):
-    """Return the probabilities of the best tokens without a head, "attn" or "mlp" of block i."""
+    """Return the probabilities of the best tokens if a part of block i is ablated.
+
+    part: the number of a head, "attn" or "mlp".
+    """
     block = model.transformer.h[i]
 
     def drop_head(_, x):

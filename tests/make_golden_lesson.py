@@ -1,5 +1,6 @@
-"""Make golden/lesson.npz with transformers: what models/shakespeare computes of the lesson's prompt
-from step 6 to step 16, under the names that the arrays have in the lesson.
+"""Write golden/lesson.npz: the arrays of the lesson's steps 6 to 16, computed by transformers.
+
+They come from models/shakespeare and the lesson's prompt, and have their names from the lesson.
 
 pip install torch transformers && python tests/make_golden_lesson.py
 """
@@ -16,7 +17,7 @@ def main():
     model = GPT2LMHeadModel.from_pretrained(
         ROOT / "models" / "shakespeare", dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    seen = {}  # what goes into a module, and what comes out of it
+    seen = {}  # {module: [its input, its output]}
 
     def keep(name):
         def hook(module, inputs, output):
@@ -43,7 +44,7 @@ def main():
         q=q,
         k=k,
         v=v,
-        weights=out.attentions[0][0].numpy(),
+        pattern=out.attentions[0][0].numpy(),
         mixed=seen["h.0.attn.c_proj"][0].reshape(len(IDS), n_head, d).swapaxes(0, 1),
         attended=seen["h.0.attn.c_proj"][1],
         hidden=seen["h.0.mlp.c_fc"][1],

@@ -1,4 +1,4 @@
-"""Make golden/model*.{npz,json} and golden/backward.npz with transformers and torch.
+"""Write golden/model*.{npz,json} and golden/backward.npz: results of transformers and torch.
 
 pip install torch transformers tokenizers && python tests/make_golden_model.py
 """
@@ -26,7 +26,7 @@ N_TOKENS = 200
 
 
 def reference(hparams, params):
-    """transformers' model with these parameters."""
+    """Return transformers' model with these parameters."""
     config = GPT2Config(
         vocab_size=hparams["n_vocab"],
         n_positions=hparams["n_ctx"],
@@ -47,7 +47,10 @@ def reference(hparams, params):
 
 
 def greedy(model, ids, n_tokens, enough=0.0):
-    """-> the tokens and the smallest lead of a first choice over the second; below enough, stop."""
+    """Return the greedy tokens, and the smallest lead of the best logit over the second best.
+
+    It stops early, once a lead is less than enough.
+    """
     ids, cache, tokens, leads = torch.tensor([ids]), None, [], []
     with torch.no_grad():
         for _ in range(n_tokens):
@@ -62,7 +65,7 @@ def greedy(model, ids, n_tokens, enough=0.0):
     return tokens, min(leads)
 
 
-def make_tiny():  # in double precision, so that all of a difference is ours
+def make_tiny():  # in double precision, so that any rounding error is ours
     model = reference(TINY, random_params(seed=1)).double()
     ids = np.random.default_rng(2).integers(TINY["n_vocab"], size=(3, TINY["n_ctx"]))
     with torch.no_grad():
@@ -104,7 +107,10 @@ def make_shakespeare():
 
 
 def make_full(name, **scales):
-    """Seeds in turn, until no choice among the 200 is so close that rounding may turn it."""
+    """Write a random model of 124M: its greedy tokens, and some of its logits.
+
+    It tries seeds until none of the 200 choices is so close that rounding could change it.
+    """
     for seed in range(100):
         ids = np.random.default_rng(seed).integers(FULL["n_vocab"], size=300)
         model = reference(FULL, initial_params(seed, FULL, **scales))

@@ -1,7 +1,8 @@
-"""Write golden/odd_models.{json,npz} with transformers: what it makes of the directories that load.
+"""Write golden/odd_models.{json,npz}: ids, texts and logits that transformers gives odd_models.py.
 
-python tests/make_golden_odd.py    (needs torch and transformers; FUZZ sets how many random texts
-                                    are compared on the way)
+pip install torch transformers && python tests/make_golden_odd.py
+
+It also compares our tokenizers with transformers' on random texts; FUZZ sets how many.
 """
 
 import json
@@ -28,7 +29,11 @@ def decode(tokenizer, ids):
 
 
 def continuation(directory):
-    """-> logits after INPUT, the greedy tokens that follow without their end, the smallest lead."""
+    """Return the logits after INPUT, the greedy tokens that follow, and the smallest lead.
+
+    The tokens do not include the end-of-text token. A lead is that of the best logit over the
+    second best.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     ids = torch.tensor([INPUT])
     with torch.no_grad():
@@ -61,7 +66,7 @@ def main():
             tokenizer = AutoTokenizer.from_pretrained(directory)
             tokens = [tokenizer.encode(text) for text in TEXTS]
             texts = [decode(tokenizer, ids) for ids in tokens]
-            # What decodes to the text itself is left out; most cases have the same ids.
+            # A 0 stands for ids that decode to the text itself. Most cases share the same ids.
             kind = [tokens, [x if x != text else 0 for x, text in zip(texts, TEXTS, strict=True)]]
             kinds += [kind] * (kind not in kinds)
             logits, greedy, lead = continuation(directory)
@@ -79,8 +84,10 @@ def main():
 
 
 def fuzz(name, odd, tokenizer, directory, n):
-    """More texts than the golden file has room for, compared here and now, with the tokenizer of
-    what is loaded and saved again, too."""
+    """Compare our tokenizer with transformers' on n random texts, more than a golden file can hold.
+
+    The same for the tokenizer that transformers reads from a directory we have loaded and saved.
+    """
     build(odd, directory.parent / "ours")
     vocabulary, hparams, params = load_model(directory.parent / "ours")
     save_model(directory.parent / "gpt2-saved", hparams, params, vocabulary)

@@ -1,4 +1,4 @@
-"""Make golden/sampling.npz: what transformers' logits processors make of random logits.
+"""Write golden/sampling.npz: the probabilities that transformers computes from random logits.
 
 pip install transformers torch && python tests/make_golden_sampling.py
 """
@@ -30,7 +30,7 @@ def main():
         settings.append(setting)
         logits.append(rng.standard_normal(N_VOCAB).astype(np.float32) * 3 - i % 3)
         ids.append(rng.integers(0, N_VOCAB, N_IDS))
-        options = {"top_k": 0, **setting}  # transformers takes 50 where none is given
+        options = {"top_k": 0, **setting}  # transformers' default is 50
         config = GenerationConfig(do_sample=True, **options)
         processors = model._get_logits_processor(config, N_IDS, torch.from_numpy(ids[-1][None]))
         found = processors(

@@ -1,8 +1,12 @@
-"""Write tests/golden/tf* with TensorFlow's own 1.x Saver: pip install tensorflow-cpu; run this.
+"""Write tests/golden/tf*: checkpoints saved by TensorFlow itself, with its 1.x Saver.
 
-tf_gpt2: a tiny GPT-2 under OpenAI's names, with vocabulary and hparams, as in OpenAI's store.
-tf_shapes: many shapes and types, in two data files. tf_many: an index of several blocks.
-The values come from a formula, so that the test can compute them without TensorFlow.
+pip install tensorflow-cpu && python tests/make_golden_tf.py
+
+tf_gpt2    a tiny GPT-2 with OpenAI's names, vocabulary and hparams, as in OpenAI's store
+tf_shapes  many shapes and types, in two data files
+tf_many    an index of several blocks
+
+The values come from a formula, so that the tests can compute them without TensorFlow.
 """
 
 import json
@@ -29,7 +33,7 @@ SHAPES = {
 
 
 def values(name, shape):
-    """Numbers that depend on name and position, the same wherever this runs."""
+    """Return an array of numbers that depend only on its name and on their positions."""
     n = int(np.prod(shape))
     start = sum(i * ord(c) for i, c in enumerate(name, 1))
     x = (np.arange(n, dtype=np.int64) * 7919 + start) % 2003

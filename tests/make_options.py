@@ -1,4 +1,4 @@
-"""Write docs/options.md: what --help says of every command, as tables.
+"""Write docs/options.md: the help texts of all commands, as tables.
 
 python tests/make_options.py
 """
@@ -12,35 +12,57 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = "gpt2", "batch", "explain", "evaluate", "train"
 
 
-HEAD = """# Every option of every command
+HEAD = """# The options of every command
 
-Written by `python tests/make_options.py`.
+`python tests/make_options.py` writes this page from the commands' own help texts. The short model,
+`gpt2_pico.py`, has only a prompt, `--n_tokens_to_generate`, `--model_size` and `--models_dir`.
 
-With `--json`, a completion is an object in one line: `prompt`; `text`, in which U+FFFD stands for
-what is not UTF-8, and `valid_utf8` is then false; `ids`, without those of an end of text or a stop
-(nor of the token in which the stop begins); `log_probabilities`, the natural logarithm of each id's
-probability by the model's own logits, before any option changes them; `ended`, which is "end of
-text", "stop" or "length"; `seed`, null where nothing is drawn; `seconds`, without loading.
+With `--json`, `gpt2.py` prints a completion as one line with a JSON object. `batch.py` always
+prints such lines. The keys are:
 
-`batch.py` reads one prompt per line, and passes over blank lines. If the first line is a JSON
-object, every line has to be one. It has the text `prompt`, and may have `id`, any value, which is
-copied to the output, and these options, which replace the command's for this line: `n_tokens`,
-`stop` (a text or a list of texts), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-`seed`. null stands for an option that is not given; any other key is an error. The objects that are
-printed begin with `line`, the number of the line, and `id`, and have `sample`, from 0 on. A line
-that is not a prompt, or is longer than 16 MB, gets an object of `line`, `id` if it has one, and
-`error`; the others are completed, and the exit status is 1.
+- `line`: the number of the prompt's line, from 1 on (only `batch.py`).
+- `prompt`: the prompt.
+- `sample`: which of the completions of its prompt this is, from 0 on (only `batch.py`).
+- `seed`: the seed; null if tokens are not sampled.
+- `seconds`: the time it took, without loading the model.
+- `text`: the completion. U+FFFD replaces bytes that are not UTF-8.
+- `ids`: the token ids of the completion. They do not include an end-of-text token. If a stop ended
+  the completion, they end before the token in which the stop begins.
+- `log_probabilities`: the natural logarithm of each id's probability. It is computed from the
+  model's own logits, before any option changes them.
+- `ended`: why the completion ended: "end of text", "stop" or "length".
+- `valid_utf8`: false if bytes of `text` had to be replaced.
+
+## JSON lines as input
+
+If the first line that `batch.py` reads is a JSON object, each line must be one, with these keys.
+null means that an option is not given, and any other key is an error of that line.
+
+- `prompt`: the prompt, a text.
+- `id`: any value, copied to the output.
+- `n_tokens`, `stop` (a text or a list of texts), `temperature`, `top_k`, `top_p`, `min_p`,
+  `repetition_penalty`, `seed`: replace the options of the command for this line.
+
+Blank lines are passed over. A line that is not a prompt, or is longer than 16 MB, gets an object of
+`line`, `id` if it has one, and `error`. The other lines are completed, and the exit status is 1.
 """
 
 
 def describe(parser):
-    """A command's description and its options, each with its help, as Markdown."""
-    lines = [f"## {parser.prog}", "", parser.description, "", "| | |", "| --- | --- |"]
+    """Return a command's description and a table of its options, as Markdown."""
+    lines = [
+        f"## {parser.prog}",
+        "",
+        parser.description,
+        "",
+        "| option | meaning |",
+        "| --- | --- |",
+    ]
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction):
-            name = " ".join([action.option_strings[-1]] if action.option_strings else [])
+            name = action.option_strings[-1] if action.option_strings else ""
             value = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
-            if not name:  # the text itself
+            if not name:  # an argument without a name, such as the prompt
                 value = action.dest
             choices = f" ({', '.join(action.choices)})" if action.choices else ""
             text = (action.help or "") % {"default": action.default} + choices

@@ -79,10 +79,11 @@ def test_the_table_of_the_readme_is_part_of_the_results():
         "tokens/s, text that does not",
     ]
     assert {"this project", "transformers", "reading all weights once"} <= shown.keys()
+    columns = "prompt of 512 tokens, ms", "whole process, s", "peak memory, MiB"
     for name, cells in shown.items():
         row = dict(zip(head, repeats[name]))
-        last = [row[column] for column in ("prompt of 512, ms", "whole process, s", "peak MiB")]
-        assert cells == [row["200 tokens, tok/s"], other[name][1], *last]
+        last = [row[column] for column in columns]
+        assert cells == [row["tokens/s (200 tokens)"], other[name][1], *last]
 
 
 def numbers(text):
@@ -106,13 +107,14 @@ def test_what_the_text_of_speed_says_about_the_tables_follows_from_them():
     shares = [table[plain][i] / table[reading][i] for table in (repeats, other) for i in (0, 1)]
     assert f"{100 * min(shares):.0f} to {100 * max(shares):.0f} percent of the speed" in prose
     faster = [table[ours][i] / table[plain][i] for table in (repeats, other) for i in (0, 1)]
-    assert f"{faster[0]:.1f} times as fast and 200 tokens {faster[1]:.1f} times" in prose
+    phrase = "{:.1f} times as fast (40 tokens) or {:.1f} times as fast (200 tokens)"
+    assert phrase.format(*faster[:2]) in prose
     assert f"{faster[2]:.2f} and {faster[3]:.2f} times" in prose
 
     passes = numbers(RESULTS["passes"])
     start, end = passes["token at position 1"], passes["token at position 990"]
     assert f"{100 * start[1] - 100:.0f} percent longer than reading" in prose
-    assert f"at position 990 that adds {end[0] - start[0]:.1f} ms" in prose
+    assert f"which adds {end[0] - start[0]:.1f} ms at position 990" in prose
     assert f"take {passes['8'][1]:.1f} times as long" in prose
 
     many = numbers(RESULTS["many_texts"])
@@ -130,10 +132,11 @@ def test_what_the_text_of_speed_says_about_the_tables_follows_from_them():
     for name, phrase in ("transformers", "of our time"), ("CTranslate2 float32", "One reason"):
         less = [repeats[name][i] / repeats[ours][i] for i in (3, 4, 5)]
         assert re.search(rf"{min(less):.2f} to {max(less):.2f}\.? {phrase}", prose), name
-    tricks = {name.partition(": ")[2]: row for name, row in numbers(RESULTS["tricks"]).items()}
-    ms = tricks["attention's heads on all cores"][1] + tricks["gelu in pieces of rows"][1]
+    tricks = numbers(RESULTS["tricks"])
+    ms = tricks["attention of 1000 tokens, heads on all cores"][1]
+    ms += tricks["gelu of 1000 tokens, a few rows at a time"][1]
     part = 12 * ms / repeats[ours][5]
-    assert "take a fifth of a prompt" in prose and 0.18 < part < 0.22
+    assert "take a fifth of the time of a prompt" in prose and 0.18 < part < 0.22
     bits = [other[name][1] / other[ours][1] for name in ("llama.cpp F16", "llama.cpp Q8_0")]
     bits.append(other["CTranslate2 int8"][1] / other[ours][1])
     assert "are {:.1f}, {:.1f} and {:.1f} times as fast".format(*bits) in prose

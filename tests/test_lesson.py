@@ -410,7 +410,7 @@ def names_of(axis):
 
 
 def spelled(tokens):
-    return [token.replace("\n", "\\n").replace(" ", "_") for token in tokens]
+    return [token.replace("\n", "\\n").replace(" ", "␣") for token in tokens]
 
 
 def test_curves_belong_to_the_names_beside_them(draw):
@@ -437,12 +437,19 @@ def test_curves_belong_to_the_names_beside_them(draw):
     assert axes.get_xscale() == "log" and names_of(axes.xaxis) == [*map(str, seen)]
 
     (axes,), (lengths, plain, cached) = draw("cache")
-    assert curves_of(axes) == {"all anew": (lengths, plain), "with a cache": (lengths, cached)}
+    assert curves_of(axes) == {
+        "without a cache": (lengths, plain),
+        "with a cache": (lengths, cached),
+    }
     assert plain[-1] > cached[-1]
 
-    both, (shown, rest) = draw("training")
+    both, (shown, held_out) = draw("training")
     found = {axes.get_title(): [y for _, y in curves_of(axes).values()] for axes in both}
-    assert found == {"shown": [shown], "rest": [rest]}
+    spans = [max(losses) - min(losses) for losses in (shown, held_out)]
+    assert found == {
+        f"shown: a range of {spans[0]:.2f} nats": [shown],
+        f"held out: a range of {spans[1]:.2f} nats": [held_out],
+    }
 
 
 def test_bars_belong_to_the_names_beside_them(draw):
@@ -456,7 +463,7 @@ def test_bars_belong_to_the_names_beside_them(draw):
     assert curves_of(axes) == {"blind guessing": ([blind, blind], [0, 1])}
     assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] >= max(costs)
     colours = [bar.get_facecolor() for bar in axes.patches]
-    assert colours.count(colours[names.index("as it is")]) == 1
+    assert colours.count(colours[names.index("unchanged")]) == 1
     written = {(cost, i): f"{cost:.2f} " for i, cost in enumerate(costs)}
     assert texts_of(axes) == written
 
@@ -476,7 +483,7 @@ def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
         assert names_of(one.yaxis) == spelled(tokens)
 
     (left, right), (scores, weights, tokens) = draw("shares")
-    assert [left.get_title(), right.get_title()] == ["scores", "weights"]
+    assert [left.get_title(), right.get_title()] == ["scores", "pattern"]
     for axes, rows in (left, scores), (right, weights):
         assert map_of(axes) == rows and axes.get_xlabel() == "looks at"
         cells = {(j, i): f"{x:.2f}" for i, row in enumerate(rows) for j, x in enumerate(row)}
