@@ -61,8 +61,8 @@ CACHE_BYTES = 2**30  # for all caches together, unless a single one needs more
 MAX_WAITING = 1024  # lines read ahead, and lines of output that wait for an earlier one
 MAX_LINE = 16 << 20  # bytes; a longer line is an error
 LONG_LINE = 1 << 16  # bytes; a longer line waits until all lines before it have been taken
-MAX_BYTES = 64 << 20  # of the lines whose output has not been printed, before another is begun
-# Of a JSON line. From n_tokens on, they replace options of the command.
+MAX_BYTES = 64 << 20  # bytes; no line is begun while those without their output have more
+# The keys of a JSON line. All after id replace options of the command.
 KEYS = "prompt id n_tokens stop temperature top_k top_p min_p repetition_penalty seed".split()
 
 # ==== The model, for many texts =================================================================

@@ -373,9 +373,7 @@ def check_model(params, hparams):
 def check_inputs(inputs, params, hparams):
     """Return the inputs as a list of at least one id that the model has."""
     if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
-        raise ValueError(
-            f"a prompt is {inputs!r}: it must be a list of ids, as encoder.encode makes"
-        )
+        raise ValueError(f"a prompt is {inputs!r}: it must be a list of ids")
     ids = list(inputs) or list(hparams["eos_token_ids"][:1])
     if not ids:
         raise ValueError("the prompt is empty, and the model has no end of text to start from")

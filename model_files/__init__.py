@@ -5,7 +5,7 @@ vocabulary.py     tokenizer.json, or vocab.json with merges.txt
 safetensors.py    the format of weights on the Hugging Face hub
 tensor_bundle.py  the format of OpenAI's own weights, a TensorFlow checkpoint
 hub.py            models of the hub, of OpenAI's store, of Hugging Face's cache; texts
-files.py          strict JSON, atomic writes, locks
+files.py          strict JSON, atomic writes, locks, what may be printed
 added_tokens.py   tokens that other people's models have added
 unicode16.py      the letters that the reference tokenizers know
 

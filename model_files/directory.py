@@ -127,7 +127,7 @@ ARCHITECTURE = {  # the supported values of other keys, the default first
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
 }
-SIZES = {  # of which tensor, and which of its axes, a key of config.json is the size
+AXES = {  # {a key of config.json: the tensor and the axis that must have this size}
     "vocab_size": ("wte.weight", 0),
     "n_positions": ("wpe.weight", 0),
     "n_embd": ("wte.weight", 1),
@@ -184,10 +184,8 @@ def load_model(directory, is_released=False):
     tensors = {name: widen(x) for name, x in tensors.items()}
     for name, x in tensors.items():
         if not math.isfinite(x.ravel() @ x.ravel()):  # the fastest way to look at all numbers
-            raise ValueError(
-                f"{directory}: tensor {name} has numbers that are not finite or too large: it is "
-                "damaged; fetch or train the model again"
-            )
+            fault = "has numbers that are not finite or too large: fetch or train the model again"
+            raise ValueError(f"{directory}: tensor {name} {fault}")
     return vocabulary, hparams, nest(tensors)
 
 
@@ -363,7 +361,7 @@ def check_sizes(path, config, tensors):
 
     Only after this check may anything be built that is as large as config.json says.
     """
-    for key, (name, axis) in SIZES.items():
+    for key, (name, axis) in AXES.items():
         if name not in tensors:
             raise ValueError(f"{path.parent}: tensor {name} is missing")
         shape = tensors[name].shape

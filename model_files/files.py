@@ -1,4 +1,5 @@
-"""Strict JSON, files that are whole or not there, locks between processes, hashes, disk space."""
+"""Strict JSON, files that are whole or not there, locks between processes, hashes, disk space; what
+may be printed: addresses without passwords, text without control characters."""
 
 import codecs
 import contextlib
@@ -17,9 +18,11 @@ MAX_VALUES = 500_000  # in a file; each may take 260 bytes of memory. 50,000 tok
 # What could move the cursor, change colours, begin a new line or reverse the order of characters.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-USER = re.compile(r"^(\s*[\w+.-]+://)[^/?#]*@|^\s*[^/\\?#@:]{2,}:[^/\\?#]*@")  # me:password@
-BAD_PORT = re.compile(r"(?s)^(\s*[\w+.-]+://[^/?#:\[]*:)(?!\d*([/?#]|$)).*")  # me:pass/word@
-SECRET = re.compile(  # the name of a parameter in an address
+# Parts of an address: me:password@; me:pass/word@, which looks like a host with an odd port; the
+# name of a parameter that holds a secret.
+USER = re.compile(r"^(\s*[\w+.-]+://)[^/?#]*@|^\s*[^/\\?#@:]{2,}:[^/\\?#]*@")
+BAD_PORT = re.compile(r"(?s)^(\s*[\w+.-]+://[^/?#:\[]*:)(?!\d*([/?#]|$)).*")
+SECRET = re.compile(
     "(token|secret|passwd|password|pwd|credentials?|signature|authorization|jwt|accesskeyid)$"
     "|(^|[^a-z]|api|access|secret|private|auth|o)(key|sig|auth|pass)$",
     re.I,
@@ -174,11 +177,6 @@ def remove(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def size_of(path):
-    """Return the number of bytes in a file, 0 if it is not there."""
-    return path.stat().st_size if path.exists() else 0
 
 
 def check_space(directory, n_bytes):

@@ -190,7 +190,7 @@ def receive(server, path, file, name, size=None, digest=""):
                 tag = headers.get("ETag") if headers.get("ETag", "").startswith('"') else None
                 file.seek(0)
                 file.truncate()
-            skip = 0 if is_part else file.tell()
+            skip = 0 if is_part else file.tell()  # bytes that we have, and that come again
             options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
             with tqdm(total=size, initial=file.tell(), desc=name, **options) as bar:
                 for chunk in answer.iter_content(CHUNK):
@@ -225,8 +225,8 @@ def download(server, path, target, size, digest):
             os.fsync(file.fileno())
         os.replace(part, target)
     finally:
-        if disk.size_of(part) == 0:
-            part.unlink(missing_ok=True)
+        if part.exists() and part.stat().st_size == 0:
+            part.unlink()
 
 
 def download_all(server, stage, files):

@@ -295,6 +295,9 @@ SMALL = [
     *("--vocab_size", "300", "--iterations", "44", "--eval_interval", "10", "--threads", "2"),
 ]
 NOISY = [*SMALL, "--dropout", "0.2", "--merge_dropout", "0.1"]
+TRAINED = [  # the files of a model that train.py has made
+    *("config.json", "log.csv", "merges.txt", "model.safetensors", "training.json", "vocab.json")
+]
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from conftest import (
     ROOT,
     SMALL,
     TINY,
+    TRAINED,
     curve,
     leaves,
     random_params,
@@ -168,14 +169,7 @@ def test_a_run_is_done_by_its_steps_or_by_its_time():
 
 def test_a_run_learns_and_leaves_a_model(unbroken, text):
     out, done = unbroken
-    assert sorted(path.name for path in out.iterdir()) == [
-        "config.json",
-        "log.csv",
-        "merges.txt",
-        "model.safetensors",
-        "training.json",
-        "vocab.json",
-    ]
+    assert sorted(path.name for path in out.iterdir()) == TRAINED
     losses = [float(row[-1]) for row in curve(out)[1:]]
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.3 and losses[0] < math.log(300)
     encoder, hparams, params = load_encoder_hparams_and_params(str(out), "")

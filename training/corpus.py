@@ -305,7 +305,7 @@ def read_stopwords(path):
 
 # ==== To ids ====================================================================================
 
-PIECE = 2**16  # characters that are encoded at a time, or up to twice as many
+PIECE = 2**16  # characters; where no word ends in so many of them, a text is cut
 COPIES = 16  # of the text, each spelled differently, with merge dropout
 
 
@@ -332,14 +332,18 @@ def encode_text(text, encoder):
 
 
 def bounded_pieces(text):
-    """Yield pieces of a text, which end where a word ends, or else inside a very long word: to
-    merge the bytes of a word takes a hundred times as much memory as the word."""
-    start = 0
-    while start < len(text):
-        boundary = FIND_BOUNDARY(text, start + PIECE, start + 2 * PIECE)
-        end = boundary.end() - 1 if boundary else start + 2 * PIECE
-        yield text[start:end]
-        start = end
+    """Yield a text, or pieces of it if a very long word has to be cut: merging the bytes of a word
+    takes a hundred times as much memory as the word."""
+    start = place = 0
+    while place + 2 * PIECE < len(text):
+        boundary = FIND_BOUNDARY(text, place + PIECE, place + 2 * PIECE)
+        if boundary:  # a word ends here
+            place = boundary.end() - 1
+        else:
+            place += 2 * PIECE
+            yield text[start:place]
+            start = place
+    yield text[start:]
 
 
 def id_type(encoder):

@@ -7,9 +7,9 @@
     OUT/training/checkpoint...      the optimizer's w, m and v, and the record, as last evaluated
     OUT/training/lock               locked while a process trains
 
-The directory training/ is removed when the run has ended, or if it could not begin. Nothing that a
-run has not made itself is replaced or removed, unless --overwrite says so: training.json lists the
-files in OUT that train.py has made, and a run does not begin if OUT/training has one of its names.
+The directory training/ is removed when the run has ended, or if it could not begin. A run does not
+begin if a file of the user has a name that the run needs. With --overwrite it replaces such a file
+in OUT, and removes those that train.py has made there before, which training.json lists.
 """
 
 import contextlib
@@ -245,8 +245,11 @@ def open_run(out, options, model, resume=False, overwrite=False):
 
     options: from resolve_options; model: encoder, hparams and params of --init_from, or None.
     """
-    if resume and checkpoint_path(out).exists():
-        return resume_run(out, options, model)
+    if checkpoint_path(out).exists():
+        if resume:
+            return resume_run(out, options, model)
+        if not overwrite:
+            raise ValueError(f"{out} holds an unfinished run: --resume it or --overwrite it")
     encoder = model[0] if model else None
     if options.tokenizer:
         encoder = load_encoder(options.tokenizer, options.models_dir)
@@ -257,8 +260,6 @@ def open_run(out, options, model, resume=False, overwrite=False):
 def check_out(out, encoder, overwrite):
     """Raise ValueError if a run would replace a file without --overwrite, or if a file that it does
     not replace would change the meaning of its model."""
-    if checkpoint_path(out).exists() and not overwrite:
-        raise ValueError(f"{out} holds an unfinished run: --resume it or --overwrite it")
     here = {path.name for path in Path(out).glob("*")}
     if overwrite:
         names = vocabulary_files(encoder.vocabulary).keys() if encoder else LEARNED
@@ -295,7 +296,7 @@ def begin_run(out, options, model, encoder):
     n_ctx = options.n_ctx or model[1]["n_ctx"]
     encoder = prepare_text(out, options, encoder, n_ctx, record)
     if model is None:
-        for name in FILES:  # of a run that --overwrite replaces
+        for name in FILES:  # left by the run that --overwrite replaces
             (ids_path(out).parent / name).unlink(missing_ok=True)
         save_vocabulary(encoder.vocabulary, ids_path(out).parent)
         model = new_model(options, encoder)

@@ -38,6 +38,11 @@ WEIGHTS, BUNDLE, PAIR = hub.WEIGHTS, hub.BUNDLE, ("vocab.json", "merges.txt")
 GPT2 = hub.SIZES["124M"][0]
 
 
+def size_of(path):
+    """The number of bytes in a file, 0 if it is not there."""
+    return path.stat().st_size if path.exists() else 0
+
+
 @pytest.fixture(scope="session")
 def running():
     servers = stand_in.Servers()
@@ -247,7 +252,7 @@ def test_the_store_is_the_second_source(place, model, servers, capfd):
     assert not any("ckpt" in path for path, *_ in servers.log)
     servers.at = {BUNDLE: [("", 0), ("break", 0.7)] + [("reset", 0)] * hub.ATTEMPTS}
     assert BUNDLE in fails("124M", place)
-    there = [disk.size_of(part) for part in place.rglob("*.part")]
+    there = [size_of(part) for part in place.rglob("*.part")]
     servers.at, servers.log[:] = {}, []
     check("124M", place, model)
     assert [first for path, first, *_ in servers.log if BUNDLE in path] == [0, *there]
@@ -428,7 +433,7 @@ def test_a_bad_connection_gets_there_and_one_without_progress_is_given_up(place,
 
 
 def test_another_run_resumes_although_the_commit_is_another(place, model, servers):
-    there = disk.size_of(interrupt(place, servers))
+    there = size_of(interrupt(place, servers))
     servers.files["owner/name/vocab.json"] += b" "
     servers.commit = "e" * 40
     utils.load_encoder("owner/name", place)  # the vocabulary alone leaves the weights there
@@ -466,7 +471,7 @@ def test_what_is_whole_but_for_its_name_is_not_fetched_again(place, model, serve
     "kind", ["no ranges", "416", "other range", "portal", "page", "gone", "cut"]
 )
 def test_one_odd_answer_throws_nothing_away(kind, place, model, servers):
-    there = disk.size_of(interrupt(place, servers))
+    there = size_of(interrupt(place, servers))
     servers.at = {WEIGHTS: [(kind, 0), ("503", 0)]}
     check("owner/name", place, model)
     assert [first for first, sent in contents(servers) if sent > 99][-1] == there
@@ -499,7 +504,7 @@ def test_no_more_is_kept_than_a_file_has(place, model, servers, monkeypatch):
         return "no length", 0, behind(self, query)[2] + bytes(1 << 20)
 
     def watched(path, like):
-        sizes.append(disk.size_of(path))
+        sizes.append(size_of(path))
         return digest_of(path, like)
 
     behind, digest_of, sizes = stand_in.Servers.behind, disk.digest_of, []
@@ -516,7 +521,7 @@ def test_disk_space_is_checked_first(place, model, servers, monkeypatch):
     load("owner/name", place)
     assert 2 * size - 9000 < needs[-2] <= 2 * size  # what is fetched, and the model beside it
     assert needs[-1] == sum(x.nbytes for x in flatten(model[1]).values())
-    there = disk.size_of(interrupt(place, servers, "owner/name@v1"))
+    there = size_of(interrupt(place, servers, "owner/name@v1"))
     load("owner/name@v1", place)
     assert needs[-2] <= 2 * size - there
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
@@ -1274,7 +1279,7 @@ def test_kill_at_any_moment(start, place, servers):
         killed += process.poll() is None
         process.send_signal(signal.SIGINT) if i % 2 and os.name != "nt" else process.kill()
         process.wait()
-        there = max(map(disk.size_of, directory.glob(f"incomplete/{WEIGHTS}*")), default=0)
+        there = max(map(size_of, directory.glob(f"incomplete/{WEIGHTS}*")), default=0)
         is_whole = there == size or holds_model(directory)
         servers.log.clear()
         check("owner/name", place, start.model)

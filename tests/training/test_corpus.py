@@ -53,15 +53,16 @@ def test_a_text_in_which_no_word_ends_is_cut_into_pieces(tmp_path, monkeypatch):
             assert len(pieces) > 4 and max(len(piece.encode()) for piece in pieces) < 250
 
 
-def test_a_long_text_is_encoded_in_pieces_that_end_where_words_end(small, monkeypatch):
+def test_only_a_very_long_word_is_cut_when_a_text_is_encoded(small, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE", 10)
-    text = "the theme of the thesis\n\n naïve  日本日本 " * 9
-    assert len([*corpus.bounded_pieces(text)]) > 15
-    assert corpus.encode_text(text, small) == small.encode(text)
-    word = "the" * 50
-    assert "".join(corpus.bounded_pieces(word)) == word
-    assert max(map(len, corpus.bounded_pieces(word))) == 20
-    assert small.decode(corpus.encode_text(word, small)) == word
+    usual = "the theme of the thesis\n\n naïve  日本日本 " * 9
+    assert [*corpus.bounded_pieces(usual)] == [usual]
+    for text in "the" * 50, f"{usual}{'the' * 50}{usual}":
+        pieces = [*corpus.bounded_pieces(text)]
+        assert "".join(pieces) == text and len(pieces) >= 7
+        assert max(map(len, pieces)) <= len(usual) + 20
+        assert small.decode(corpus.encode_text(text, small)) == text
+    assert [*corpus.bounded_pieces("")] == [""]
 
 
 def test_a_line_that_is_too_long_is_refused_by_its_place(tmp_path, monkeypatch):

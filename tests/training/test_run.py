@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NOISY, SMALL, curve, run, run_train, train_command
+from conftest import NOISY, SMALL, TRAINED, curve, run, run_train, train_command
 
 import train
 import training.run
@@ -379,14 +379,7 @@ def test_other_files_of_the_user_survive_a_run(text, tmp_path):
     after = everything(tmp_path)
     assert {path: after[path] for path in before} == before
     new = {path.name for path in after.keys() - before.keys()}
-    assert new == {
-        "config.json",
-        "log.csv",
-        "merges.txt",
-        "model.safetensors",
-        "training.json",
-        "vocab.json",
-    }
+    assert new == {*TRAINED}
 
 
 def test_overwrite_removes_what_a_run_has_made_and_nothing_else(text, tmp_path):
@@ -408,15 +401,7 @@ def test_overwrite_removes_what_a_run_has_made_and_nothing_else(text, tmp_path):
     done = run_train(text, "--out", out, *few, "--overwrite")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
-    new = {
-        "config.json",
-        "log.csv",
-        "merges.txt",
-        "model.safetensors",
-        "training.json",
-        "vocab.json",
-    }
-    assert names == {"notes", *new} and load_model(out)
+    assert names == {"notes", *TRAINED} and load_model(out)
     (out / "tokenizer.json").write_bytes(MINE)  # which now is the user's
     done = run_train(text, "--out", out, *few, "--overwrite")
     assert done.returncode == 1 and "tokenizer.json would change the meaning" in done.stderr
