@@ -4,13 +4,13 @@
 
 A pass over the model reads all its weights from memory. With a single row that takes longer than
 the arithmetic, so sixteen rows take only two or three times as long as one. Therefore the rows of
-all texts go through embedding, layer norm, linear and MLP together. Only attention tells the texts
-apart: each has its own cache, its own length and its own window. No row is wasted on padding, and
-when a text ends, the next one takes its place.
+all texts go through the embedding, the layer norms, the linear layers and the MLPs together. Only
+attention treats each text by itself: each has its own cache, length and window. No row is wasted on
+padding, and when a text ends, the next one takes its place.
 
-Each text gets the tokens that gpt2.py would give it alone, and has a random generator of its own.
-(Products with other rows may round the last digit differently, so two nearly tied tokens may change
-places: docs/speed.md says how often.)
+Each text has its own random generator, and gets the tokens that gpt2.py would give it alone. Rare
+exceptions are nearly tied tokens: a matrix product with more rows may round the last digit
+differently, so the other token may be chosen. docs/speed.md says how often.
 """
 
 import json
@@ -54,30 +54,33 @@ from gpt2 import (
 from model_files.files import read_json
 from utils import load_encoder_hparams_and_params
 
-BATCH_SIZE = 64  # texts at once; a third faster than 32, for 140 MB more
-DRAFT_ROWS = 32  # rows of a pass, shared by the texts that are being continued
-PROMPT_ROWS = 256  # rows of a pass for prompts, so that a long one does not stop the other texts
-CACHE_BYTES = 2**30  # for all caches together, unless a single one needs more
-MAX_WAITING = 1024  # lines read ahead, and lines of output that wait for an earlier one
+BATCH_SIZE = 64  # texts per pass; more are faster, but each needs memory for its cache
+DRAFT_ROWS = 32  # rows per pass that the growing texts share: one each, and the rest for drafts
+PROMPT_ROWS = 256  # rows per pass for prompts, so that a long prompt does not hold up other texts
+CACHE_BYTES = 2**30  # limit for all caches together; a single text may need more
+MAX_WAITING = 1024  # limit for lines read ahead, and for output that waits for an earlier line
 MAX_LINE = 16 << 20  # bytes; a longer line is an error
 LONG_LINE = 1 << 16  # bytes; a longer line waits until all lines before it have been taken
-MAX_BYTES = 64 << 20  # bytes; no line is begun while those without their output have more
-# The keys of a JSON line. All after id replace options of the command.
+MAX_BYTES = 64 << 20  # bytes; while lines in progress have more, no other line is started
+# The keys of a JSON line. Those after id override the options of the command.
 KEYS = "prompt id n_tokens stop temperature top_k top_p min_p repetition_penalty seed".split()
+# What tqdm shows on a terminal while the prompts are completed, with and without a known total.
+BAR = "{percentage:3.0f}%|{bar}| {desc}, tokens: {n:,} at {rate_noinv_fmt} [{elapsed}<{remaining}]"
+COUNTS = "{desc}, tokens: {n:,} at {rate_noinv_fmt} [{elapsed}]"
 
 # ==== The model, for many texts =================================================================
 
 
 class Text:
-    """A text that grows. gpt2.continuation keeps the same things in its local variables.
+    """A text that grows: what gpt2.continuation keeps in local variables.
 
     name            the caller's identifier
-    ids, end        its ids so far; how many it will have when it ends
+    ids, end        the ids so far; the number of ids at which the text ends
     over            set it to True to end the text
-    start, n_past   where the window of ids that the model sees starts; how many are in the cache
+    start, n_past   where the window that the model sees starts; how many of its ids are cached
     new             the ids that go through the model next
-    n_logits        for how many of the new ids, always the last, logits are needed; 0 in a prompt
-    draft           those of the new ids that are a guess
+    n_logits        how many of them, counted from the end, need logits; 0 until the prompt ends
+    draft           those of the new ids that are drafted and have to be verified
     """
 
     def __init__(self, ids, n_tokens, sampler, hparams, name):
@@ -92,16 +95,16 @@ class Text:
         self.new, self.draft, self.n_logits = [], [], 0
 
     def choose_rows(self, n_prompt, n_draft):
-        """Decide which ids go through the model next, and return how many of them are of a prompt.
+        """Choose the ids that go through the model next; return how many belong to a prompt.
 
-        n_prompt: rows of the pass left for prompts; n_draft: rows for a text that is continued.
+        n_prompt: rows of the pass that are left for prompts; n_draft: rows for each growing text.
         """
         if len(self.ids) - self.start > self.n_ctx:
             self.start = next_window(self.start, len(self.ids), self.n_ctx)
             self.n_past = 0
         window = self.ids[self.start :]
         self.new, self.draft = window[self.n_past :], []
-        if len(self.new) == 1:  # all others are in the cache: draft what follows the text
+        if len(self.new) == 1:  # The text is growing: only its last id is not cached yet.
             room = min(self.n_ctx - len(window), self.end - len(self.ids) - 1, n_draft - 1)
             self.draft = self.drafts.draft(self.ids, room)
             self.new += self.draft
@@ -113,7 +116,7 @@ class Text:
 
     def choose_ids(self, logits):  # [n_logits, n_vocab]
         """Append the ids that follow, and yield (id, the logits from which it was chosen)."""
-        if self.n_logits == 0:  # a piece of a prompt
+        if self.n_logits == 0:  # the prompt goes on
             self.n_past += len(self.new)
             return
         window = self.ids[self.start :]
@@ -126,13 +129,13 @@ class Text:
 
 
 def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams):  # -> [sum of n_logits, n_vocab]
-    """Return the logits that follow the new ids of each text; gpt2.gpt2 for many texts."""
+    """Run gpt2.gpt2 on the new ids of all texts; return the logits of each one's last n_logits."""
     n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
     ends = np.cumsum([len(text.new) for text in texts])
     rows = [slice(end - len(text.new), end) for text, end in zip(texts, ends)]
     ids = np.concatenate([text.new for text in texts])
     positions = np.concatenate([text.n_past + np.arange(len(text.new)) for text in texts])
-    x = wte[ids] + wpe[positions]  # [n] -> [n, e], the rows of one text after those of another
+    x = wte[ids] + wpe[positions]  # [n] -> [n, e], one text after the other
     for i, block in enumerate(blocks):
         y = layer_norm(x, **block["ln_1"], eps=eps)
         x += mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
@@ -142,10 +145,10 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams):  # -> [sum of n_logits, n
 
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
-    """Return gpt2.mha for the rows of each text. rows: the slice of x for each text."""
+    """Apply gpt2.mha to the rows of each text. rows: the slice of x for each text."""
     qkv = linear(x, **c_attn)  # [n, 3e]
     y = np.empty_like(x)
-    single_rows, queries, keys, values = [], [], [], []  # of texts with a single new id
+    single_rows, queries, keys, values = [], [], [], []  # for texts with a single new id
     for text, part in zip(texts, rows):
         q, k, v = split_heads(qkv[part], n_head)  # three times [h, m, d]
         k, v = extend(text.cache[layer], text.n_past, k, v)
@@ -162,12 +165,12 @@ def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
 
 
 def attention_many(q, keys, values):  # -> [t, h, 1, d]
-    """Return gpt2.attention for one row of each of t texts.
+    """Apply gpt2.attention to a single row of each of t texts.
 
     q: [t, h, 1, d]; keys, values: lists of t arrays [h, n_past + 1, d].
 
-    One softmax for all texts saves a quarter of the time. For that, all rows of scores get the same
-    length: they are filled up with -inf, of which softmax makes 0.
+    One softmax for all texts is faster than one for each. It needs rows of equal length, so shorter
+    rows of scores are padded with -inf, which softmax turns into 0.
     """
     q = q * (1 / math.sqrt(q.shape[-1]))
     n_keys = max(k.shape[1] for k in keys)
@@ -184,7 +187,7 @@ def attention_many(q, keys, values):  # -> [t, h, 1, d]
 def continuations(next_text, params, hparams, batch_size):
     """Yield (text, id, the logits [n_vocab] from which it was chosen), in the order of the passes.
 
-    After its last id, a text comes once more with None and None. An end-of-text token ends a text.
+    After a text's last id, (text, None, None) follows. An end-of-text token ends a text.
     next_text(wait) returns the next Text, or None if none is ready; if wait is true, it waits for
     one, and None means that there are no more.
     """
@@ -206,19 +209,19 @@ def continuations(next_text, params, hparams, batch_size):
 
 
 def fits_in_memory(text, others, hparams):
-    """Return whether there is room for a text's cache. Without others there always is."""
+    """Return whether there is room for a text's cache. A text on its own always fits."""
     n_max = min(text.end, text.n_ctx)
-    n_bytes = 8 * n_max * hparams["n_layer"] * hparams["n_embd"]  # keys and values of float32
+    n_bytes = 8 * n_max * hparams["n_layer"] * hparams["n_embd"]  # float32 keys and values
     return not others or n_bytes + sum(other.cache.nbytes for other in others) <= CACHE_BYTES
 
 
 def one_pass(texts, params, hparams):
-    """Send the next ids of all texts through the model: yield (text, id, its logits)."""
+    """Send the next ids of all texts through the model; yield (text, id, its logits)."""
     n_prompt = PROMPT_ROWS
     n_draft = max(1, DRAFT_ROWS // max(1, len(texts)))
     for text in texts:
         n_prompt -= text.choose_rows(n_prompt, n_draft)
-    texts = [text for text in texts if text.new]  # the others wait for rows for their prompt
+    texts = [text for text in texts if text.new]  # the prompts of the others wait for free rows
     if not texts:
         return
     logits = gpt2_many(texts, **params, hparams=hparams)
@@ -232,10 +235,10 @@ def one_pass(texts, params, hparams):
 
 
 def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE, **sampling):
-    """Return an iterator of (number of the prompt, id): each prompt gets the ids of gpt2.generate.
+    """Return an iterator of (index of the prompt, id): each prompt gets the ids of gpt2.generate.
 
-    prompts: an iterable of lists of ids; an iterator is read as its prompts are needed, and they
-    are checked then. ValueError if an argument is wrong.
+    prompts: an iterable of lists of ids. An iterator is read as its prompts are needed, and each
+    prompt is checked then. ValueError if an argument is wrong.
     """
     check_model(params, hparams)
     check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
@@ -245,14 +248,8 @@ def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE
         raise ValueError(f"prompts is {prompts!r}: it must be a list of lists of ids")
     checked = (check_inputs(ids, params, hparams) for ids in prompts)
     numbered = enumerate(list(checked) if hasattr(prompts, "__len__") else checked)
-
-    def next_text(wait):
-        number, ids = next(numbered, (None, None))
-        if number is None:
-            return None
-        return Text(ids, n_tokens, Sampler(**sampling), hparams, number)
-
-    steps = continuations(next_text, params, hparams, batch_size)
+    texts = (Text(ids, n_tokens, Sampler(**sampling), hparams, i) for i, ids in numbered)
+    steps = continuations(lambda wait: next(texts, None), params, hparams, batch_size)
     eos_token_ids = {None, *hparams["eos_token_ids"]}
     return ((text.name, id_) for text, id_, _ in steps if id_ not in eos_token_ids)
 
@@ -261,8 +258,8 @@ def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE
 
 
 class Job(NamedTuple):
-    """A completion on its way. number: its place in the output; about: the first entries of its
-    JSON object, from "line" to "seed"; start: when it began."""
+    """A completion in progress. number: its line of the output, from 0 on; about: the first entries
+    of its JSON object, from "line" to "seed"; start: the time at which it was started."""
 
     number: int
     about: dict
@@ -271,15 +268,16 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """Turn lines of input into Texts, and what becomes of them into lines of output, in order."""
+    """Turn lines of input into Texts, and their completions into lines of output, in order."""
 
     def __init__(self, lines, args, encoder, hparams):
         self.lines, self.args, self.encoder, self.hparams = lines, args, encoder, hparams
-        self.is_json = None  # not known before the first line
-        self.texts = []  # the samples of the last line that have not started
-        self.sizes = {}  # {number: bytes of its line of input} until its output is printed
-        self.done = {}  # {number: line of output} that waits for an earlier one
+        self.is_json = None  # unknown until the first line
+        self.texts = []  # samples of the last line that have not started
+        self.sizes = {}  # {number: bytes of its line of input}, until its output is printed
+        self.done = {}  # {number: line of output} for output that waits for an earlier line
         self.n_jobs, self.n_printed, self.n_bad = 0, 0, 0
+        self.n_bytes, self.n_tokens = 0, 0  # bytes and expected tokens of all lines taken so far
 
     def next_text(self, wait):
         """Return a Text or None, as continuations expects it."""
@@ -293,14 +291,16 @@ class Jobs:
             self.lines.task_done()
             if not isinstance(line, bytes):  # the end of the input, or an error
                 self.lines.put((number, line))  # for the next call
-                if wait and line:  # now all lines before the error are completed
+                if wait and line:  # By now all lines before the error are completed.
                     raise line
                 return None
-            self.open(number, line)
+            with tqdm.external_write_mode():  # hides the bar while something else is printed
+                self.open(number, line)
         return self.texts.pop(0)
 
     def open(self, number, line):
-        """Make the Texts of a line, or its object with an error. A blank line has neither."""
+        """Make the Texts of a line, or print its error. Ignore a blank line."""
+        self.n_bytes += len(line)
         about = {"line": number}
         try:
             entry = self.parse(number, line)
@@ -320,13 +320,14 @@ class Jobs:
         n_max = None if args.n_tokens < 0 else args.n_tokens
         for sample in range(args.n_samples):
             sampler = Sampler(**args.sampling)
-            if sample > 0:  # from the same seed, each sample derives random numbers of its own
+            if sample > 0:  # Each sample derives its own random numbers from the same seed.
                 sequence = np.random.SeedSequence(sampler.seed, spawn_key=(sample,))
                 sampler.rng = np.random.default_rng(sequence)
             about = {**about, "prompt": args.prompt, "sample": sample, "seed": sampler.seed}
             completion = cli.Completion(self.encoder, self.hparams["eos_token_ids"], args.stop)
             job = Job(self.next_number(len(line)), about, completion, time.perf_counter())
             self.texts.append(Text(ids, n_max, sampler, self.hparams, job))
+            self.n_tokens += self.texts[-1].end - len(ids)
 
     def parse(self, number, line):
         """Return the object in a line, or {"prompt": text}, or None if the line is blank."""
@@ -340,16 +341,17 @@ class Jobs:
         if not self.is_json:
             return {"prompt": text.removesuffix("\n").removesuffix("\r")}
         entry = read_json("the line", text.encode())
-        json.dumps([[[[[[[[entry]]]]]]]], allow_nan=False)  # deeper than where the id is printed
+        # An id that can be printed inside eight lists can be printed in the output, too.
+        json.dumps([[[[[[[[entry]]]]]]]], allow_nan=False)
         return entry
 
     def options(self, entry):
-        """Return the options of the command, replaced by those of an object, with its prompt."""
+        """Return the options for a line: the command's, overridden by the entries of its object."""
         for key in entry:
             if key not in KEYS:
                 raise ValueError(f"unknown key {key!r}: known are {', '.join(KEYS)}")
         if not isinstance(entry.get("prompt"), str):
-            raise ValueError('the object has no text "prompt"')
+            raise ValueError('the object has no "prompt" that is a text')
         args = SimpleNamespace(**vars(self.args), n_tokens=self.args.n_tokens_to_generate)
         vars(args).update({key: value for key, value in entry.items() if value is not None})
         if isinstance(args.stop, str):
@@ -358,57 +360,59 @@ class Jobs:
             raise ValueError("stop must be a text or a list of texts, none of them empty")
         check_number("n_tokens", args.n_tokens, -1, kind=numbers.Integral)
         args.sampling = sampling_options(args)
-        # All samples of a line have the same seed, also if it is chosen at random.
+        # All samples of a line share a seed, even if it is chosen at random.
         args.sampling["seed"] = Sampler(**args.sampling).seed
         return args
 
     def next_number(self, n_bytes):
-        """Return the next place in the output. n_bytes: the length of the line that fills it."""
+        """Return the number of the next line of output. n_bytes: the length of its input line."""
         self.sizes[self.n_jobs] = n_bytes
         self.n_jobs += 1
         return self.n_jobs - 1
 
     def add(self, text, id_, logits):
-        """Add what continuations has yielded."""
+        """Take a step of continuations: add an id to its completion, or print a finished one."""
         job = text.name
         if id_ is not None:
             job.completion.add(id_, log_probability(logits, id_))
             text.over = job.completion.ended != "length"
             return
+        self.n_tokens -= text.end - len(text.ids)  # It ended early: these will not come.
         seconds = round(time.perf_counter() - job.start, 3)
         self.finish(job.number, job.completion.as_json(**job.about, seconds=seconds))
 
     def finish(self, number, line):
-        """Print a line of output and those that waited for it, unless it has to wait itself."""
+        """Print a line of output and those that wait for it, unless it has to wait itself."""
         self.done[number] = line
         while self.n_printed in self.done:
-            cli.print_line(self.done.pop(self.n_printed))
+            with tqdm.external_write_mode():
+                cli.print_line(self.done.pop(self.n_printed))
             del self.sizes[self.n_printed]
             self.n_printed += 1
 
 
 class NotLines(ValueError):
-    """The input is JSON, but not an object per line."""
+    """The input is JSON, but not one object per line."""
 
 
 def is_json_object(text):
-    """Return whether the first line is a JSON object. NotLines if it begins an array, or an object
-    of several lines; but "[Verse 1] hello" is a text."""
+    """Return whether the first line is a JSON object. NotLines if an array begins there, or an
+    object of several lines; but "[Verse 1] hello" is a text."""
     try:
-        found = json.loads(text)
-    except RecursionError:  # nested too deeply to be a text
-        found = {}
+        value = json.loads(text)
+    except RecursionError:  # No text is nested so deeply: this is JSON.
+        value = {}
     except ValueError:
-        found = None
-    if isinstance(found, list) or re.match(r'\[[\s\[]*["{]|[\s\[{]+$', text.strip()):
+        value = None
+    if isinstance(value, list) or re.match(r'\[[\s\[]*["{]|[\s\[{]+$', text.strip()):
         raise NotLines('the prompts are JSON, but not one object per line: {"prompt": ...}')
-    return isinstance(found, dict)
+    return isinstance(value, dict)
 
 
 def read_lines(path):
-    """Return a queue of (number, line in bytes), then (0, None) at the end or (0, an exception).
+    """Return a queue of (number, line in bytes), ended by (0, None) or by (0, an exception).
 
-    A thread reads, so that prompts are completed while others are still awaited.
+    A thread reads the lines, so that prompts are completed while others have not arrived yet.
     """
     lines, file = queue.Queue(MAX_WAITING), cli.open_bytes(path)
 
@@ -438,54 +442,50 @@ def parser():
     """Return the parser of the command's options."""
     parser = cli.new_parser(
         "batch.py",
-        "Complete many prompts. Standard output gets one JSON object per line for each, in order.",
+        "Complete many prompts. Standard output gets a line of JSON for each completion, in order.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "prompts",
         help='a file with one prompt per line, or JSON lines with "prompt" and optionally "id", '
         '"n_tokens", "stop", "temperature", "top_k", "top_p", "min_p", "repetition_penalty" and '
         '"seed"; - reads standard input, line by line as they arrive',
     )
-    parser.add_argument(
-        "--n_samples",
-        type=cli.number(int, 1, 2**16),
-        default=1,
-        metavar="N",
-        help="sample N continuations of each prompt; above 1 the temperature is 1 unless given (1)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=cli.number(int, 1),
-        default=BATCH_SIZE,
-        metavar="N",
-        help=f"texts per pass over the model; changes the time and not the texts ({BATCH_SIZE})",
-    )
+    samples_help = "continuations per prompt; above 1 the temperature is 1 unless given (1)"
+    add("--n_samples", type=cli.number(int, 1, 2**16), default=1, metavar="N", help=samples_help)
+    batch_help = f"texts per pass over the model; changes the time and not the texts ({BATCH_SIZE})"
+    add("--batch_size", type=cli.number(int, 1), default=BATCH_SIZE, metavar="N", help=batch_help)
     cli.add_completion_options(parser)
     return parser
 
 
 def sampling_options(args):
-    """Return the options of gpt2.Sampler for a line; UsageError if they contradict each other."""
+    """Return the options of gpt2.Sampler for a line. UsageError if they contradict each other."""
     options = cli.sampling_options(args)
-    if args.n_samples > 1:
-        if args.temperature == 0:
-            raise cli.UsageError("at --temperature 0 all samples are equal: leave out --n_samples")
-        if args.temperature is None:
-            options["temperature"] = 1.0
+    if args.n_samples > 1 and args.temperature == 0:
+        raise cli.UsageError("at --temperature 0 all samples are equal: leave out --n_samples")
+    if args.n_samples > 1 and args.temperature is None:
+        options["temperature"] = 1.0
     return options
 
 
 def work(args):
     """Load the model, and complete every prompt."""
-    sampling_options(args)  # refuses what contradicts itself, before anything is loaded
+    sampling_options(args)  # refuses contradictions before anything is loaded
     lines = read_lines(args.prompts)
     encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
     cli.warn_of_training(args.model_size, hparams)
     jobs = Jobs(lines, args, encoder, hparams)
-    with tqdm(unit="prompt", disable=None) as bar:
-        for step in continuations(jobs.next_text, params, hparams, args.batch_size):
-            jobs.add(*step)
-            bar.update(jobs.n_printed // args.n_samples - bar.n)
+    size = os.path.getsize(args.prompts) if os.path.isfile(args.prompts) else math.inf
+    with tqdm(desc="prompts: 0", bar_format=COUNTS, unit="", unit_scale=True, disable=None) as bar:
+        for text, id_, logits in continuations(jobs.next_text, params, hparams, args.batch_size):
+            jobs.add(text, id_, logits)
+            # The rest of a file is expected to need as many tokens per byte as its lines so far.
+            total = jobs.n_tokens * max(size, jobs.n_bytes) / jobs.n_bytes
+            bar.total = total if math.isfinite(total) else None  # unknown: a pipe, or no limit
+            bar.bar_format = BAR if bar.total else COUNTS
+            bar.set_description_str(f"prompts: {jobs.n_printed // args.n_samples}", refresh=False)
+            bar.update(id_ is not None)
     if jobs.n_bad:
         raise ValueError(f'{jobs.n_bad} lines are not prompts: see "error" in their objects')
 

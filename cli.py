@@ -1,7 +1,7 @@
 """What the commands share: options, streams, errors, exit statuses, and the text of a completion.
 
-The result goes to standard output, everything else to standard error. An error is one line there
-and an exit status: 1 if something is wrong, 2 for wrong usage, 130 after Ctrl-C.
+The result goes to standard output, everything else to standard error. After an error, standard
+error gets one line, and the exit status is 1, or 2 for wrong usage. After Ctrl-C, it is 130.
 """
 
 import argparse
@@ -27,22 +27,22 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors show the control characters of what they quote."""
+    """An argument parser that escapes control characters in its error messages."""
 
     def error(self, message):
-        with contextlib.suppress(OSError):  # standard error may be a full disk
+        with contextlib.suppress(OSError):  # Standard error may be a file on a full disk.
             self.print_usage(sys.stderr)
         say(f"{self.prog}: error: {message}")
         self.exit(2)
 
 
 def new_parser(prog, description, **options):
-    """Return an argument parser that does not accept abbreviated options."""
+    """Return an argument parser that accepts only the full names of options."""
     return Parser(prog=prog, description=description, allow_abbrev=False, **options)
 
 
 def add_model_options(parser):
-    """Add --model_size and --models_dir, which name a model."""
+    """Add --model_size and --models_dir, which choose the model."""
     add = parser.add_argument
     add(
         "--model_size",
@@ -55,17 +55,17 @@ def add_model_options(parser):
 
 
 def add_completion_options(parser):
-    """Add the options for the length of a completion, its model, and how tokens are chosen."""
+    """Add the options for the length of a completion, the model, and the choice of tokens."""
     add, whole, share = parser.add_argument, number(int, 1), number(float, 0, 1)
     add(
         "--n_tokens_to_generate",
         type=number(int, -1),
         default=40,
         metavar="N",
-        help="at most N tokens, about 3/4 of an English word each; -1: until the end of the text, "
-        "or Ctrl-C (40)",
+        help="generate at most N tokens, each about 3/4 of an English word; -1: until the text "
+        "ends or you press Ctrl-C (40)",
     )
-    stop_help = "end before this text; may be given several times"
+    stop_help = "stop before this text; may be given several times"
     add("--stop", action="append", default=[], type=not_empty, metavar="TEXT", help=stop_help)
     add_model_options(parser)
     add(
@@ -77,8 +77,10 @@ def add_completion_options(parser):
         "min_p or seed)",
     )
     add("--top_k", type=whole, metavar="K", help="sample from the K likeliest tokens, such as 40")
-    add("--top_p", type=share, metavar="P", help="from the fewest with probability P, such as 0.9")
-    add("--min_p", type=share, metavar="P", help="from those P times as likely as the likeliest")
+    top_p_help = "sample from the likeliest tokens that together have probability P, such as 0.9"
+    add("--top_p", type=share, metavar="P", help=top_p_help)
+    min_p_help = "sample from the tokens at least P times as likely as the likeliest, such as 0.05"
+    add("--min_p", type=share, metavar="P", help=min_p_help)
     add(
         "--repetition_penalty",
         type=number(float, 1e-6, 1e6),
@@ -90,7 +92,7 @@ def add_completion_options(parser):
 
 
 def number(kind, low, high=math.inf):
-    """Return a parser for an option's value: a number of this kind from low to high."""
+    """Return a function that parses an option's value: a number of this kind, from low to high."""
 
     def parse(text):
         value = kind(text)
@@ -104,7 +106,7 @@ def number(kind, low, high=math.inf):
 
 
 def not_empty(text):
-    """Return the text of an option, which must not be empty."""
+    """Return an option's text. It must not be empty."""
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
@@ -124,17 +126,17 @@ def sampling_options(args):
 
 
 def visible(text):
-    """Return a text for standard output. On a terminal, its control characters are spelled as in
-    Python, except for line breaks and tabs: others could move the cursor or change the colours."""
+    """Return a text for standard output. For a terminal, escape its control characters as Python
+    does, because they could move the cursor or change colours. Keep line breaks and tabs."""
     if not sys.stdout.isatty():
         return text
     return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
 
 
 def print_line(text):
-    """Print a line of JSON in a single write, so that even after a kill no reader finds half of it.
+    """Print a line of JSON in a single write, so that a killed program never prints half a line.
 
-    JSON may hold the control characters from 7f to 9f; they are escaped, as a terminal obeys them.
+    JSON allows the control characters 7f to 9f, which a terminal obeys, so they are escaped.
     """
     text = re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
     sys.stdout.flush()
@@ -146,17 +148,17 @@ def print_line(text):
 
 
 def open_bytes(path):
-    """Open a file for reading bytes; - is standard input."""
+    """Open a file for reading bytes, or standard input for "-"."""
     if path != "-":
         return open(path, "rb")
-    try:  # not sys.stdin.buffer: Python aborts at exit if another thread still reads from that
+    try:  # Python aborts at exit if a thread still reads from sys.stdin.buffer, so avoid that.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except OSError:  # an io.StringIO, or a notebook's stream
         return io.BytesIO(sys.stdin.read().encode())
 
 
 def read_prompt(prompt):
-    """Return the prompt; for - it is all of standard input, without its last line break."""
+    """Return the prompt. For "-", read standard input, and drop its last line break."""
     if prompt != "-":
         return prompt
     try:
@@ -169,7 +171,7 @@ def read_prompt(prompt):
 def typed_lines():
     """Yield the lines typed after >>, until 'quit' or the end of file (Ctrl-D)."""
     try:
-        import readline  # noqa: F401 (with it, lines that input reads can be edited and recalled)
+        import readline  # noqa: F401 (It lets users edit and recall the lines that input reads.)
 
         has_readline = sys.stdout.isatty()
     except ImportError:
@@ -186,7 +188,7 @@ def typed_lines():
 
 
 def ask(question):
-    """Return a line from standard input, with the question on standard error."""
+    """Print a question to standard error, and return a line from standard input."""
     print(question, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
@@ -195,20 +197,20 @@ def ask(question):
 
 
 def open_streams():
-    """Use UTF-8 and plain line breaks on every system; replace closed streams by os.devnull."""
+    """Use UTF-8 and plain line breaks on every system. Replace closed streams with os.devnull."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # an io.StringIO and a notebook's stream have none
-            with contextlib.suppress(io.UnsupportedOperation):  # IPython has read from it already
+            with contextlib.suppress(io.UnsupportedOperation):  # IPython has already read from it.
                 stream.reconfigure(encoding="utf-8", errors="replace")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(newline="\n")
 
 
 def drop_output():
-    """Discard buffered output after a broken pipe, or the flush at exit would fail again."""
+    """Discard buffered output after a broken pipe. Otherwise the flush at exit would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -218,22 +220,22 @@ def drop_output():
 def run(parser, work, argv=None):
     """Parse the arguments, call work(args) and return the exit status.
 
-    Only here do errors and Ctrl-C end a command; a notebook and `python -i` keep their session.
+    Errors and Ctrl-C are caught only here. Nothing exits, so a notebook keeps its session.
     """
     try:
         open_streams()
         try:
             with warnings.catch_warnings():
-                # NumPy warns where numbers overflow. We check the results instead.
+                # NumPy would warn of overflows. We check the results instead.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 work(parser.parse_args(argv))
         finally:  # also after --help, which raises SystemExit
             sys.stdout.flush()
         return 0
     except KeyboardInterrupt as interrupt:
-        say(str(interrupt))  # an empty line ends the one in which the terminal shows ^C
+        say(str(interrupt))  # This ends the line in which the terminal shows ^C.
         return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # The reader, such as head, has stopped reading.
         drop_output()
         return 0
     except MemoryError as error:
@@ -241,7 +243,7 @@ def run(parser, work, argv=None):
     except (ValueError, OSError) as error:
         if getattr(error, "exit_status", 1) == 2:
             parser.error(str(error))
-        drop_output()  # it may be that the disk is full
+        drop_output()  # The disk may be full.
         message = str(error)
     say(f"{parser.prog}: error: {message}")
     return 1
@@ -251,7 +253,7 @@ def run(parser, work, argv=None):
 
 
 def prompt_ids(prompt, encoder, hparams, name="the prompt"):
-    """Return the ids of a prompt: at least one, and at most as many as the model sees."""
+    """Return the ids of a prompt: at least one, and at most the n_ctx that the model can see."""
     n_ctx = hparams["n_ctx"]
     ids = encoder.encode(prompt) or hparams["eos_token_ids"][:1]
     if not ids:
@@ -262,7 +264,7 @@ def prompt_ids(prompt, encoder, hparams, name="the prompt"):
 
 
 def text_changes(training):
-    """Return how train.py changed a model's training text, such as "in lower case", or ""."""
+    """Return how train.py changed a model's training text, such as "in lower case". If not, ""."""
     changes = []
     if training.get("lowercase"):
         changes.append("in lower case")
@@ -273,15 +275,26 @@ def text_changes(training):
 
 
 def warn_of_training(model_size, hparams):
-    """Say so if a model was trained on changed text. A prompt is not changed."""
+    """Tell the user if a model was trained on changed text, because prompts are not changed."""
     if changes := text_changes(hparams.get("training", {})):
         say(f"{without_credentials(str(model_size))} was trained on text {changes}")
 
 
-class Completion:
-    """The text that follows a prompt, id by id, and why it ended: "end of text", "stop", "length".
+def warn_of_repetition(ids):
+    """Warn if a greedy text ends in a loop of n ids: each of the last n ids, or of the last 16 if n
+    is smaller, is the same as the id n positions before it."""
+    for n in range(1, len(ids) // 2 + 1):
+        repeated = ids[-max(n, 16) :]
+        if repeated == ids[-len(repeated) - n : -n]:
+            reason = "each token is the most likely one"
+            say(f"the text repeats itself because {reason}: try gpt2.py with --temperature 0.8")
+            return
 
-    A stop is not part of the text, and the token in which it starts is not among the ids.
+
+class Completion:
+    """The continuation of a prompt, and why it ended: "end of text", "stop" or "length".
+
+    The text ends before a stop, and the ids end before the token in which the stop starts.
     """
 
     def __init__(self, encoder, eos_token_ids, stops=()):
@@ -289,13 +302,13 @@ class Completion:
         self.stops = [stop.encode("utf-8", "surrogateescape") for stop in stops]
         self.ids, self.log_probabilities = [], []
         self.ended = "length"
-        self.data = bytearray()  # the text
-        self.ends = []  # where in it each id's bytes end
-        self.n_shown = 0  # bytes that add and rest have returned
+        self.data = bytearray()  # the text in UTF-8
+        self.ends = []  # the offset in data at which each id's bytes end
+        self.n_shown = 0  # the number of bytes that add and rest have returned
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, id_, log_probability=None):
-        """Add an id and return the text that is certain: whole characters, not part of a stop."""
+        """Add an id. Return the new text that is certain: whole characters, no part of a stop."""
         if id_ in self.eos_token_ids:
             self.ended = "end of text"
             return ""
@@ -313,7 +326,7 @@ class Completion:
         return self.show(len(self.data) - n_held_back(self.data, self.stops))
 
     def rest(self):
-        """Return the text that was held back, after the last id."""
+        """Return the text that add has held back. Call this after the last id."""
         return self.show(len(self.data), final=True)
 
     def show(self, end, final=False):
@@ -322,7 +335,7 @@ class Completion:
         return self.decoder.decode(new, final)
 
     def as_json(self, **others):
-        """Return a line of JSON, an object of the others and of the completion."""
+        """Return a JSON object, as one line: the others, then the completion."""
         text = self.data.decode("utf-8", "replace")
         result = {
             "text": text,
@@ -335,16 +348,17 @@ class Completion:
 
 
 def find_stop(data, stops, n_before):
-    """Return where the stop starts that is first complete after n_before bytes, or None.
+    """Return the offset of the stop that is completed first after n_before bytes, or None.
 
-    The longest, if two are complete at once. So it does not matter how tokens divide the text.
+    If two are completed by the same byte, the longer one counts. So the result does not depend on
+    how the text is divided into tokens.
     """
-    found = []
+    matches = []
     for stop in stops:
         start = data.find(stop, max(0, n_before - len(stop) + 1))
         if start >= 0:
-            found.append((start + len(stop), start))
-    return min(found)[1] if found else None
+            matches.append((start + len(stop), start))
+    return min(matches)[1] if matches else None
 
 
 def n_held_back(data, stops):
@@ -354,10 +368,10 @@ def n_held_back(data, stops):
 
 
 def report(loading, n_inputs, ids, times, n_passes):
-    """Print what --verbose says. times: of the start and of each token, in seconds."""
+    """Print the figures of --verbose. times: of the start and of each token, in seconds."""
     say(f"generated ids  {ids}")
     say(f"loading        {loading:.3f} s")
-    n = len(times) - 1  # tokens, the end of text or a stop included
+    n = len(times) - 1  # the number of tokens, including a stop or an end-of-text token
     if n > 0:
         seconds = times[1] - times[0]
         say(f"prompt         {n_inputs} tokens in {seconds:.3f} s: {n_inputs / seconds:.1f}/s")

@@ -1,17 +1,18 @@
-"""Byte-level byte-pair encoding: text to ids and back, and learning a vocabulary from text.
+"""Byte-level byte-pair encoding (BPE): turn text into ids and back, and learn a vocabulary.
 
     " low" -> " ", "l", "o", "w" -> " l", "o", "w" -> " l", "ow" -> " low" -> [1877]
 
-That is what the released models make of it; other models have learned other merges.
+This is how OpenAI's models encode " low". Other vocabularies have other merges and other ids.
 
 1. The text is split into words. The space before a word belongs to the word.
 2. At first each byte of a word is a token, so every text can be encoded.
-3. Two neighbours are merged into one token if they are in the list of merges. The pair that stands
-   first in the list is merged first.
-4. Each token has a number, its id.
+3. Neighbouring tokens are merged into one, step by step. A vocabulary has a list of the pairs that
+   may be merged. If a word has several of them, the one that is first in the list is merged first.
+4. Each token is replaced by its number in the vocabulary, its id.
 
-A vocabulary is learned by counting: the most frequent pair of neighbours in a text becomes the
-first merge, the pair that is most frequent after that the second, and so on.
+A vocabulary is learned by counting. The most frequent pair of neighbours in a text becomes the
+first merge. Then this pair is merged everywhere, all pairs are counted again, and the most frequent
+one becomes the second merge, and so on.
 
 Sources: Sennrich et al. 2016, section 3.2 (merges); Radford et al. 2019, section 2.2 (bytes).
 Lesson: steps 1 to 4 and 18.
@@ -31,9 +32,9 @@ from model_files.vocabulary import END_OF_TEXT, Vocabulary, read_vocabulary
 
 # ==== The byte alphabet =========================================================================
 
-# A token is spelled with one visible character for each of its bytes, in files and below: " low" is
-# "Ġlow", and "é", which has two bytes in UTF-8, is "Ã©". The printable characters of Latin-1 stand
-# for themselves (0xAD is an invisible hyphen); the other bytes get the characters from 256 on.
+# Vocabulary files, and the code below, write one visible character for each byte of a token: " low"
+# is "Ġlow", and "é", which has two bytes in UTF-8, is "Ã©". The visible characters of Latin-1 stand
+# for themselves (0xAD is an invisible hyphen). The other bytes get the characters from 256 on.
 VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
 CHAR_OF_BYTE = {byte: chr(byte) for byte in VISIBLE}
@@ -47,13 +48,13 @@ WORD = r"""
     | \ ?[\p{L}]+             # letters, with the space before them
     | \ ?[\p{N}]+             # digits
     | \ ?[^\s\p{L}\p{N}]+     # other characters
-    | \s+(?!\S)               # white space; if a word follows, without its own last character
-    | \s+                     # that last character, if it is not a space (a line break, a tab)
+    | \s+(?!\S)               # white space; if a word follows, all but the last character
+    | \s+                     # that last character, unless it is a space and begins the word
 """
 FIND_WORDS = regex.compile(WORD, regex.VERBOSE).findall
 ASCII_WORD = WORD.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9")
 FIND_ASCII_WORDS = re.compile(ASCII_WORD, re.VERBOSE | re.ASCII).findall
-FIND_BOUNDARY = re.compile(r"\S[ \n]").search  # a word always ends before this white space
+FIND_BOUNDARY = re.compile(r"\S[ \n]").search  # A word always ends between these two characters.
 
 
 def split_words_simply(text):
@@ -62,13 +63,12 @@ def split_words_simply(text):
 
 
 def split_words(text):
-    """Return an iterator of the same words, in memory that does not grow with the text, and in half
-    the time: `re` is faster than `regex`, and can split ASCII."""
+    """Yield the same words, but faster and without keeping all of them in memory."""
     return chain.from_iterable(map(split_piece, pieces_of_text(text)))
 
 
 def pieces_of_text(text):
-    """Yield pieces of about 1,000 characters, which end where a word ends."""
+    """Yield a text in pieces of about 1,000 characters. A piece never ends inside a word."""
     start = 0
     while start < len(text):
         boundary = FIND_BOUNDARY(text, start + 1000)
@@ -78,11 +78,14 @@ def pieces_of_text(text):
 
 
 def split_piece(piece):
-    """Return the words of a piece. The reference tokenizers know the letters of Unicode 16. Newer
-    ones, which `regex` may know, are not letters here either."""
+    """Return the words of a piece.
+
+    ASCII is left to `re`, which is faster than `regex`. Characters that are newer than Unicode 16
+    are never letters, as in the reference tokenizers (tiktoken, tokenizers).
+    """
     if piece.isascii():
         return FIND_ASCII_WORDS(piece)
-    from model_files import unicode16  # few texts need it
+    from model_files import unicode16  # This import is here because ASCII does not need it.
 
     if unicode16.has_newer_character(piece):
         return unicode16.compile_words(WORD)(piece)
@@ -93,9 +96,10 @@ def split_piece(piece):
 
 
 def merge_simply(tokens, rank):
-    """Merge the tokens of a word: always the pair of lowest rank, of equals the leftmost.
+    """Return the tokens of a word after all merges: ["l", "o", "w"] -> ["l", "ow"] -> ["low"].
 
-    tokens: [token, ...]; rank: {(token, token): place in the list of merges}. Returns new tokens.
+    Each step merges the pair with the lowest rank, and the leftmost one if it occurs twice.
+    rank: {pair: its place in the list of merges}; in the example {("o", "w"): 0, ("l", "ow"): 1}.
     """
     while len(tokens) > 1:
         pairs = list(pairwise(tokens))
@@ -108,27 +112,28 @@ def merge_simply(tokens, rank):
 
 
 def merge(tokens, rank):
-    """Return the same, in n log n steps for n tokens instead of n squared.
+    """Return the same as merge_simply, but in n log n steps for n tokens instead of n squared.
 
-    The ranks of all pairs wait in a heap, and a merge only adds those of the two pairs that it has
-    made. The tokens are a linked list, since each merge takes one out: before[i] and after[i] are
-    the places of i's neighbours. For " low", with the merges l-o and lo-w:
+    All pairs are in a heap, which always gives the one with the lowest rank. Each merge adds only
+    the two pairs that the new token forms with its neighbours. It also removes a token, so the
+    tokens are a linked list: before[i] and after[i] are the indices of the neighbours of tokens[i].
+    For " low", with the merges l-o and lo-w:
 
         tokens  " "  "l"  "o"  "w"      after  1 2 3 4
         tokens  " "  "lo"  -   "w"      after  1 3 - 4
         tokens  " "  "low" -    -       after  1 4 - -
     """
     n = len(tokens)
-    tokens = [*tokens, None]  # tokens[n] is also tokens[-1], so None is the neighbour of both ends
+    tokens = [*tokens, None]  # None is tokens[n] and tokens[-1], the neighbour of both ends.
     before = list(range(-1, n))
     after = list(range(1, n + 1))
-    # One number, rank * n + place, sorts like (rank, place) and takes a third of the memory.
+    # The number rank * n + i sorts like (rank, i), and takes a third of the memory.
     heap = [rank[pair] * n + i for i, pair in enumerate(pairwise(tokens)) if pair in rank]
     heapq.heapify(heap)
     while heap:
         lowest, i = divmod(heapq.heappop(heap), n)
         j = after[i]
-        # One of the two tokens may have been merged with another neighbour in the meantime.
+        # Skip this pair if one of its tokens has been merged with another neighbour since.
         if rank.get((tokens[i], tokens[j])) != lowest:
             continue
         tokens[i] += tokens[j]
@@ -148,8 +153,8 @@ def merge(tokens, rank):
 class Encoder:
     """Encode text and decode ids with a vocabulary. ValueError if a byte has no token.
 
-    n_vocab: the number of ids, which is larger than the number of tokens if the embeddings of a
-    model are padded to a round number. eot: the id of <|endoftext|>, or None.
+    n_vocab: the number of ids. It can be larger than the number of tokens, since some models pad
+    their embeddings to a round number. eot: the id of <|endoftext|>, or None.
     """
 
     def __init__(self, vocabulary, n_vocab=None):
@@ -160,8 +165,8 @@ class Encoder:
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges))))
         if len(self.rank) < len(vocabulary.merges):
             raise ValueError(f"{vocabulary.source}: a merge occurs twice")
-        self.tokens = sorted(vocabulary.ids, key=vocabulary.ids.get)  # by id
-        # Models may add tokens such as <|user|> to a vocabulary.
+        self.tokens = sorted(vocabulary.ids, key=vocabulary.ids.get)  # tokens[i] has the id i.
+        # Models may add tokens such as <|user|>. They have the ids after those of the vocabulary.
         self.tokens += [text for text in vocabulary.added if text not in vocabulary.ids]
         self.n_vocab = n_vocab or len(self.tokens)
         self.eot = None
@@ -173,17 +178,17 @@ class Encoder:
     def encode(self, text):
         """Return the ids of a text: "Hello world" -> [15496, 995].
 
-        <|endoftext|> is plain text here, as for encode_ordinary in OpenAI's tiktoken.
+        "<|endoftext|>" in a text is encoded as text, as by encode_ordinary of OpenAI's tiktoken.
         """
         text = without_surrogates(text)
         if self.vocabulary.is_plain():
             return self.encode_words(text)
-        from model_files.added_tokens import encode  # other models add tokens such as <|user|>
+        from model_files.added_tokens import encode  # GPT-2 itself does not need it.
 
         return encode(text, self)
 
     def encode_words(self, text):
-        ids_of = self.ids_of_word.__getitem__  # dict[word], which computes what it lacks
+        ids_of = self.ids_of_word.__getitem__  # Looking up a new word calls encode_word.
         return list(chain.from_iterable(map(ids_of, split_words(text))))
 
     def encode_word(self, word):
@@ -191,7 +196,7 @@ class Encoder:
         return tuple(self.vocabulary.ids[token] for token in merge(tokens, self.rank))
 
     def encode_bytes(self, data):
-        """Return the ids of any bytes; decode_bytes returns the same bytes, valid UTF-8 or not."""
+        """Return the ids of bytes, valid UTF-8 or not. decode_bytes returns the same bytes."""
         return self.encode_words(data.decode("utf-8", "surrogateescape"))
 
     def decode(self, ids):
@@ -199,14 +204,14 @@ class Encoder:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids):
-        """Return the bytes of ids; an id that only pads has none. ValueError for other ids."""
+        """Return the bytes of ids; a padding id has none. ValueError if an id is out of range."""
         return b"".join(map(self.bytes_of_id.__getitem__, ids))
 
     def decode_id(self, id_):
         if not 0 <= id_ < self.n_vocab:
             raise ValueError(f"id {id_} is not in the vocabulary, which has {self.n_vocab} ids")
         token = self.tokens[id_] if id_ < len(self.tokens) else ""
-        if any(char not in BYTE_OF_CHAR for char in token):  # an added token, spelled as it is
+        if any(char not in BYTE_OF_CHAR for char in token):  # Added tokens are plain text.
             return token.encode("utf-8", "surrogatepass")
         return bytes(BYTE_OF_CHAR[char] for char in token)
 
@@ -224,9 +229,9 @@ class Encoder:
 
 
 class Cache(dict):
-    """The results of a function. A dict calls __missing__ only for an argument that is new."""
+    """Keep the results of a function. A dict calls __missing__ only for a key that it lacks."""
 
-    MAX_RESULTS = 1 << 16  # about 16 MB of words and their ids
+    MAX_RESULTS = 1 << 16  # This many words and their ids take about 16 MB.
 
     def __init__(self, function):
         self.function = function
@@ -235,14 +240,17 @@ class Cache(dict):
         result = self.function(argument)
         if len(self) >= self.MAX_RESULTS:
             self.clear()
-        if len(result) < 100:  # a long word hardly occurs again, and takes much memory
+        if len(result) < 100:  # Longer words take much memory and rarely occur again.
             self[argument] = result
         return result
 
 
 def without_surrogates(text):
-    """Return a text without surrogates, the two halves in which UTF-16 writes a rare character, and
-    which json.loads and Windows may leave in a text. Two become their character, one U+FFFD."""
+    """Replace each pair of surrogates by its character, and each lone one by U+FFFD.
+
+    UTF-16 writes a character such as 😀 as two surrogates, and UTF-8 cannot encode them one by one.
+    Text from Windows or from json.loads may contain them.
+    """
     try:
         text.encode()
         return text
@@ -251,9 +259,9 @@ def without_surrogates(text):
 
 
 def get_encoder(model_name, models_dir=None):
-    """Return the Encoder of a model directory, given as one path or as "124M", "models".
+    """Return the Encoder of a model directory: get_encoder("models/124M"), or ("124M", "models").
 
-    FileNotFoundError if it holds no vocabulary, ValueError naming the file if one is damaged.
+    FileNotFoundError if it has no vocabulary, ValueError naming the file if one is damaged.
     """
     directory = os.path.join(models_dir, model_name) if models_dir else model_name
     return Encoder(read_vocabulary(directory))
@@ -261,21 +269,22 @@ def get_encoder(model_name, models_dir=None):
 
 # ==== Learning a vocabulary =====================================================================
 
-# These keep memory and time within bounds for texts of other kinds than English.
-MAX_WORDS = 2**19  # different words
-MAX_WORD = 64  # characters of a word
-MAX_PIECES = 2**12  # pieces of longer words
+# These limits bound memory and time for unusual texts, such as one without any spaces.
+MAX_WORDS = 2**19  # If there are more different words, the rarest are dropped.
+MAX_WORD = 64  # A word of more characters is counted in pieces of this length.
+MAX_PIECES = 2**12  # At most this many such pieces are counted, in all texts together.
 
 
 def learn_bpe(texts, vocab_size):
-    """Return an Encoder of <|endoftext|>, the 256 bytes and merges learned from texts.
+    """Learn merges from texts: ["low low lower"], 260 -> the merges l o, lo w, Ġ low.
 
-    Learning ends at vocab_size tokens, or when no pair of neighbours occurs twice. No merge crosses
-    the end of a word or of a text. ["low low lower"], 260 -> the merges l o, lo w, Ġ low.
+    Return an Encoder whose tokens are <|endoftext|>, the 256 bytes, and one for each merge.
+    Learning ends at vocab_size tokens, or when no pair of neighbours occurs twice. A merge never
+    crosses the end of a word or of a text.
     """
     tokens = [END_OF_TEXT, *sorted(BYTE_OF_CHAR)]
     if vocab_size < len(tokens):
-        raise ValueError(f"vocab_size {vocab_size} is less than 257: {END_OF_TEXT} and 256 bytes")
+        raise ValueError(f"vocab_size {vocab_size} is less than 257 ({END_OF_TEXT} and 256 bytes)")
     frequency = count_words(texts)
     id_of_byte = [tokens.index(CHAR_OF_BYTE[byte]) for byte in range(256)]
     words = [([id_of_byte[byte] for byte in word.encode()], n) for word, n in frequency.items()]
@@ -285,8 +294,7 @@ def learn_bpe(texts, vocab_size):
 
 
 def count_words(texts):
-    """Return a Counter of the words in texts. Very long ones count as words of MAX_WORD characters,
-    and only the first of them; of very many different words, the rarest are left out."""
+    """Return a Counter of the words in texts, within the limits above."""
     frequency, n_pieces = Counter(), 0
     for text in texts:
         for word, n in Counter(split_words(without_surrogates(text))).items():
@@ -297,17 +305,18 @@ def count_words(texts):
             for i in range(0, end, MAX_WORD):
                 frequency[word[i : i + MAX_WORD]] += n
                 n_pieces += 1
-        least = 1
+        min_frequency = 1
         while len(frequency) > MAX_WORDS:
-            least += 1
-            frequency = Counter({word: n for word, n in frequency.items() if n >= least})
+            min_frequency += 1
+            frequency = Counter({word: n for word, n in frequency.items() if n >= min_frequency})
     return frequency
 
 
 def learn_merges_simply(words, tokens, vocab_size):
-    """Return the merges: always the most frequent pair, of equals the one with the lower ids.
+    """Merge the most frequent pair of ids, again and again, and return these pairs in order.
 
-    words: [([id, ...], frequency), ...]; tokens: all tokens by id, to which the new ones are added.
+    If several pairs are equally frequent, the one with the lowest ids is merged. words: [([id,
+    ...], frequency), ...]; tokens: all tokens, in the order of their ids; each merge adds one.
     """
     merges = []
     while len(tokens) < vocab_size:
@@ -322,7 +331,7 @@ def learn_merges_simply(words, tokens, vocab_size):
 
 
 def count_pairs(words):
-    """Return how often two ids are neighbours: [([5, 6, 5, 6], 3)] -> {(5, 6): 6, (6, 5): 3}."""
+    """Count the pairs of neighbours: [([5, 6, 5, 6], 3)] -> {(5, 6): 6, (6, 5): 3}."""
     count = defaultdict(int)
     for ids, n in words:
         for pair in pairwise(ids):
@@ -330,12 +339,12 @@ def count_pairs(words):
     return count
 
 
-def replace(ids, pair, new):
+def replace(ids, pair, new_id):
     """Replace each occurrence of a pair: [5, 6, 7, 5, 6], (5, 6), 8 -> [8, 7, 8]."""
     replaced, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
-            replaced.append(new)
+            replaced.append(new_id)
             i += 2
         else:
             replaced.append(ids[i])
@@ -344,11 +353,11 @@ def replace(ids, pair, new):
 
 
 def learn_merges(words, tokens, vocab_size):
-    """Return the same, faster: a merge changes only the words that hold its pair.
+    """Return the same as learn_merges_simply, but faster: change only the words that hold the pair.
 
-    All pairs wait in a heap, the most frequent first, each with the indices of its words. A merge
+    All pairs are in a heap, the most frequent first, each with the indices of its words. A merge
     can only lower the counts of existing pairs, since every pair that it creates holds its new
-    token. So a pair from the heap whose count has changed goes back with its new count.
+    token. So a count in the heap can only be too high. Then the pair goes back with its real count.
     """
     words = list(words)
     count = count_pairs(words)
@@ -360,24 +369,24 @@ def learn_merges(words, tokens, vocab_size):
     heapq.heapify(heap)
     merges = []
     while heap and len(tokens) < vocab_size:
-        minus_count, pair, its_words = heapq.heappop(heap)
+        minus_count, pair, word_indices = heapq.heappop(heap)
         if -minus_count != count[pair]:
-            heapq.heappush(heap, (-count[pair], pair, its_words))
+            heapq.heappush(heap, (-count[pair], pair, word_indices))
             continue
         if count[pair] < 2:
             break
         merges.append(pair)
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        new = len(tokens) - 1
+        new_id = len(tokens) - 1
         words_of_new = defaultdict(set)
-        for w in its_words:
+        for w in word_indices:
             ids, n = words[w]
-            replaced = replace(ids, pair, new)
+            replaced = replace(ids, pair, new_id)
             for old_pair in pairwise(ids):
                 count[old_pair] -= n
             for new_pair in pairwise(replaced):
                 count[new_pair] += n
-                if new in new_pair:
+                if new_id in new_pair:
                     words_of_new[new_pair].add(w)
             words[w] = replaced, n
         for new_pair in words_of_new:

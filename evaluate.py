@@ -1,4 +1,4 @@
-"""How well a model predicts a text: its perplexity. train.py validates with it, too.
+"""Measure how well a model predicts a text: its perplexity. train.py uses it for validation.
 
     python evaluate.py shakespeare.txt --model_size shakespeare
     python evaluate.py candidates.txt --model_size shakespeare --lines
@@ -7,13 +7,13 @@ Given the text so far, the model assigns a probability p to the token that actua
 loss is -log p, in nats: 0 if p is 1, log 2 = 0.69 if p is 1/2. Perplexity is exp of the mean loss.
 A perplexity of k means: as uncertain as a choice among k equally likely tokens.
 
-A text is longer than what a model sees at once, so it is measured in windows of n_ctx tokens, which
-start a stride apart. A token counts in the first window that predicts it, and in no other. With a
-smaller stride it has more context, and the whole takes longer. With n_ctx 6 and a stride of 3:
+A text is measured in windows of n_ctx tokens, which is all that the model sees at once. They start
+a stride apart, and each token is counted once, in the first window that predicts it. A smaller
+stride gives the tokens more context, but takes more time. With n_ctx 6 and a stride of 3:
 
-    0 1 2 3 4 5             1 to 5 are counted
-          3 4 5 6 7 8       6 to 8
-                6 7 8 9     9
+    0 1 2 3 4 5             counts tokens 1 to 5
+          3 4 5 6 7 8       counts 6 to 8
+                6 7 8 9     counts 9
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from gpt2 import QUERY_BLOCK, gpt2, log_probabilities, new_cache
 from training import corpus
 from utils import load_encoder_hparams_and_params
 
-MAX_WAITING = 32  # windows or lines that wait for a thread, or for those before them
+MAX_WAITING = 32  # limit for windows or lines that wait for a thread or for an earlier result
 
 
 def windows(n, length, stride):
-    """Yield (start, first, stop): ids[first:stop] are predicted, each from ids[start:] before it.
+    """Yield (start, first, stop): the window ids[start:stop] predicts ids[first:stop].
 
     windows(10, 6, 3) -> (0, 1, 6) (3, 6, 9) (6, 9, 10), as above.
     """
@@ -55,8 +55,8 @@ def windows(n, length, stride):
 
 
 def sample_windows(n, length, stride, n_targets):
-    """Return evenly spaced windows of a text: all, or those that predict n_targets of its n ids, or
-    up to twice as many."""
+    """Return evenly spaced windows of n ids. They predict n_targets ids, or up to twice as many; if
+    the text is shorter, all windows are returned."""
     interval = max(1, n // n_targets)  # n // math.inf is 0
     return islice(windows(n, length, stride), 0, None, interval)
 
@@ -67,55 +67,54 @@ def window_losses(ids, window, params, hparams):  # -> [stop - first], in nats
         logits = gpt2(ids[start : stop - 1], **params, hparams=hparams, n_logits=stop - first)
         return -log_probabilities(logits, ids[first:stop])
 
-    but in pieces, with a cache: for 1,024 tokens of 124M, these logits would take 200 MB.
+    It works in pieces, with a cache, because the logits of 1,024 tokens of 124M take 200 MB.
     """
     start, first, stop = window
-    cache = new_cache(stop - 1 - start, hparams)
+    model = {**params, "hparams": hparams, "cache": new_cache(stop - 1 - start, hparams)}
     losses = []
     for i in range(start, stop - 1, QUERY_BLOCK):
         j = min(i + QUERY_BLOCK, stop - 1)
-        targets = ids[max(first, i + 1) : j + 1]  # ids[i] predicts ids[i + 1]; none before first
-        n = len(targets)
-        logits = gpt2(
-            ids[i:j], **params, hparams=hparams, cache=cache, n_past=i - start, n_logits=n
-        )
+        targets = ids[max(first, i + 1) : j + 1]  # ids[i] predicts ids[i + 1]
+        logits = gpt2(ids[i:j], **model, n_past=i - start, n_logits=len(targets))
         losses.append(-log_probabilities(logits, targets))
     return np.concatenate(losses)
 
 
-def evaluate(ids, todo, params, hparams, pool):
-    """Return the sum of the losses in some windows, in nats, and how many tokens they predict."""
+def evaluate(ids, todo, params, hparams, pool, count=lambda n: None):
+    """Return the sum of the losses of the windows in todo, in nats, and how many tokens they
+    predict. count: is called with the number of tokens of each window when it is finished."""
     nats, n_targets = 0.0, 0
     losses_of = partial(window_losses, ids, params=params, hparams=hparams)
     for losses in map_lazily(pool, losses_of, todo):
         nats += float(losses.sum(dtype=np.float64))
         n_targets += len(losses)
+        count(len(losses))
     return nats, n_targets
 
 
 def map_lazily(pool, function, items):
     """Yield function(item) for each item, in order, computed by the threads of a pool.
 
-    pool.map alone would queue all items at once, and there may be millions.
+    pool.map would queue all items at once, and there may be millions.
     """
     waiting = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) > MAX_WAITING:
             yield waiting.popleft().result()
-    for result in waiting:
-        yield result.result()
+    for future in waiting:
+        yield future.result()
 
 
 @contextlib.contextmanager
 def worker_threads(n):
-    """Give a pool of n threads, while each product of matrices uses one thread only.
+    """Provide a pool of n threads, and let each matrix product use a single thread meanwhile.
 
-    So NumPy's elementwise operations use all cores, too. After an exception such as Ctrl-C, what
-    waits in the queue is dropped.
+    This way NumPy's elementwise operations use all cores, too. After an exception such as Ctrl-C,
+    queued work is discarded.
     """
     before = sys.getswitchinterval()
-    # A thread that comes back from NumPy waits for Python's lock: by default up to 5 ms, now 0.5.
+    # A thread that returns from NumPy has to wait for Python's lock: now 0.5 ms, by default 5 ms.
     sys.setswitchinterval(5e-4)
     pool = ThreadPoolExecutor(n)
     try:
@@ -127,33 +126,31 @@ def worker_threads(n):
 
 
 def measure(ids, encoder, hparams, params, pool, stride=None, limit=math.inf):
-    """Return {name: figure} of a text, and show a bar meanwhile.
+    """Return {name: figure} for a text, and show a progress bar.
 
-    stride: by default half of n_ctx. limit: of a longer text, measure evenly spaced windows that
-    predict at least this many tokens, and at most twice as many.
+    stride: by default half of n_ctx. limit: if the text is longer, only measure evenly spaced
+    windows that together predict this many tokens, or up to twice as many.
     """
     if len(ids) < 2:
-        raise ValueError(
-            f"the text is too short: {len(ids)} tokens, and it takes two to predict one"
-        )
+        raise ValueError(f"the text is too short: {len(ids)} tokens, and it needs at least two")
     n_ctx = hparams["n_ctx"]
     stride = min(stride or n_ctx // 2, n_ctx)
-    some = partial(sample_windows, len(ids), n_ctx, stride, limit)
-    n_bytes = n_chars = n_windows = 0
-    for _, first, stop in some():
+    sample = partial(sample_windows, len(ids), n_ctx, stride, limit)
+    n_bytes = n_chars = n_tokens = 0
+    for _, first, stop in sample():
         data = encoder.decode_bytes(ids[first:stop].tolist())
         n_bytes += len(data)
         n_chars += sum(byte >> 6 != 0b10 for byte in data)  # 10xxxxxx continues a character
-        n_windows += 1
-    with tqdm(some(), total=n_windows, unit="window", leave=False, disable=None) as bar:
-        nats, n_targets = evaluate(ids, bar, params, hparams, pool)
+        n_tokens += stop - first
+    with tqdm(total=n_tokens, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
+        nats, _ = evaluate(ids, sample(), params, hparams, pool, bar.update)
     return {
         "stride": stride,
-        "tokens": n_targets,
-        "nats per token": nats / n_targets,
-        "perplexity": perplexity(nats, n_targets),
+        "tokens": n_tokens,
+        "nats per token": nats / n_tokens,
+        "perplexity": perplexity(nats, n_tokens),
         "bits per byte": nats / math.log(2) / n_bytes,
-        "nats per character": nats / max(n_chars, 1),  # 0 in the second half of one character
+        "nats per character": nats / max(n_chars, 1),  # The text may be half a character.
     }
 
 
@@ -173,19 +170,18 @@ def table(figures):
 # ==== Line by line ==============================================================================
 
 
-def numbered_lines(paths):
-    """Yield (number of a line in its file, its text) for all lines of the files."""
-    _, parts = corpus.split_files(paths, val_fraction=1.0)  # all of each file
+def numbered_lines(parts):
+    """Yield ((number of a line in its file, its text), its size in bytes) for parts of files."""
     for part in parts:
-        for number, (_, text, _) in enumerate(corpus.read_pieces(*part, by_line=True), 1):
-            yield number, text.rstrip("\r\n")
+        for number, (_, text, size) in enumerate(corpus.read_pieces(*part, by_line=True), 1):
+            yield (number, text.rstrip("\r\n")), size
 
 
 def measure_line(line, encoder, hparams, params, stride, verbose, changes):
-    """Return the figures of a numbered line, as --json prints them.
+    """Return the figures of a line (number, text), as --json prints them.
 
-    changes: keyword arguments of corpus.split_texts, as the model's training text was changed.
-    If the model has an end-of-text token, it is put in front, and predicts the first token.
+    changes: keyword arguments of corpus.split_texts that change the line as the model's training
+    text was changed. If the model has an end-of-text token, it predicts the first token.
     """
     number, text = line
     ids = hparams["eos_token_ids"][:1]
@@ -242,7 +238,7 @@ def work(args):
     model = load_encoder_hparams_and_params(args.model_size, args.models_dir)
     training = model[1]["training"]
     if described := cli.text_changes(training):
-        cli.say(f"evaluate.py: the text is measured {described}, as the model has learned it")
+        cli.say(f"evaluate.py: the text is measured {described}, like the model's training text")
     changes = {name: training[name] for name in corpus.CHANGES if training.get(name)}
     changes |= {name: True for name in ("lowercase", "literal_endoftext") if getattr(args, name)}
     if args.stopwords:
@@ -271,23 +267,28 @@ def print_figures(paths, args, model, changes, pool):
 
 def print_lines(paths, args, model, changes, pool):
     """Print the figures of each line of the files."""
-    encoder, hparams, params = model
+    _, parts = corpus.split_files(paths, val_fraction=1.0)  # all of each file
+    n_bytes = sum(stop - start for _, start, stop in parts)
     if not args.json:
         print("tokens       nats   perplexity  line")
 
-    def figures_of(line):
-        return measure_line(line, encoder, hparams, params, args.stride, args.verbose, changes)
+    def measured(item):
+        line, size = item
+        return measure_line(line, *model, args.stride, args.verbose, changes), size
 
-    for figures in map_lazily(pool, figures_of, numbered_lines(paths)):
-        if args.json:
-            print(json.dumps(figures))
-            continue
-        shown = "-" if figures["perplexity"] is None else f"{figures['perplexity']:.2f}"
-        text = cli.visible(figures["text"])
-        print(f"{figures['tokens']:6} {figures['nats']:10.4f} {shown:>12}  {text}")
-        for token in figures.get("probabilities", []):
-            shown = json.dumps(token["text"], ensure_ascii=False)  # in quotes: spaces are visible
-            print(f"{token['probability']:31.6f} {cli.visible(shown)}")
+    no_bar = sys.stdout.isatty() or None  # On a terminal, the lines themselves show the progress.
+    with tqdm(total=n_bytes, unit="B", unit_scale=True, leave=False, disable=no_bar) as bar:
+        for figures, size in map_lazily(pool, measured, numbered_lines(parts)):
+            bar.update(size)
+            if args.json:
+                print(json.dumps(figures))
+                continue
+            shown = "-" if figures["perplexity"] is None else f"{figures['perplexity']:.2f}"
+            text = cli.visible(figures["text"])
+            print(f"{figures['tokens']:6} {figures['nats']:10.4f} {shown:>12}  {text}")
+            for token in figures.get("probabilities", []):
+                shown = json.dumps(token["text"], ensure_ascii=False)  # quotes make spaces visible
+                print(f"{token['probability']:31.4g} {cli.visible(shown)}")
 
 
 def main(argv=None):

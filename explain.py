@@ -2,12 +2,14 @@
 
     python explain.py "To be, or not to" --model_size shakespeare --page page.html
 
-This is the command. page/record.py runs the model and records what happens in it; page/data.py
-packs that into the page, which the scripts beside it draw. Lesson: step 18.
+page/record.py runs the model and records what happens in it. page/data.py packs the record into an
+HTML file, where the scripts in page/ draw it. The lesson uses this command in step 18.
 """
 
 import os
+import shutil
 import sys
+import unicodedata
 
 if __name__ == "__main__":
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # see gpt2.py
@@ -22,9 +24,10 @@ from utils import load_encoder_hparams_and_params, name_of
 
 
 def terminal_view(ids, encoder, hparams, params, args):
-    """Yield the lines for the terminal: the prompt's tokens, what may follow, the logit lens."""
-    yield "tokens and their ids"
-    yield "  " + "  ".join(f"{spell(encoder, id_)} {id_}" for id_ in ids)
+    """Yield the lines for the terminal: the prompt's tokens, the next token, the logit lens."""
+    width = max(40, shutil.get_terminal_size().columns)
+    yield "tokens of the prompt, with their ids"
+    yield from prompt_lines(ids, encoder, width)
     streams = residual_streams(run_with_trace(ids, params, hparams), rows=slice(-1, None))
     last = list(streams.values())[-1]
     sampler = Sampler(**args.sampling)
@@ -32,29 +35,60 @@ def terminal_view(ids, encoder, hparams, params, args):
     temperature = 1 if sampler.temperature == 0 else sampler.temperature
     p = probabilities(logits, temperature, **sampler.options)
     best = top(p, min(args.top, len(p)))
-    yield "\nwhat may follow"
+    yield "\nmost likely next tokens"
     for id_ in best[p[best] > 0]:
-        bar = "█" * max(1, round(40 * p[id_] / p[best[0]]))
-        yield f"  {100 * p[id_]:5.1f} %  {spell(encoder, id_):15} {bar}"
-    yield "\nwhat would follow, if the model ended after"
+        bar = "█" * max(1, round(min(40, width - 27) * p[id_] / p[best[0]]))
+        yield f"  {100 * p[id_]:5.1f} %  {fit(spell(encoder, [id_]), 15)} {bar}"
+    yield "\nlogit lens (lesson/README.md, step 15):"
+    yield "the next token if the model ended after"
+    n_guesses = (width - 20) // 20  # the name of a row takes 21 columns, a guess 19 and a space
     for name, x in streams.items():
         lens_ids, lens_p = logit_lens(x, params, hparams)
-        best = zip(lens_ids[0, :3], lens_p[0, :3])
-        guesses = (f"{100 * p:5.1f} % {spell(encoder, id_):15}" for id_, p in best)
+        best = zip(lens_ids[0, :n_guesses], lens_p[0, :n_guesses])
+        guesses = (f"{100 * p:5.1f} % {fit(spell(encoder, [id_]), 11)}" for id_, p in best)
         yield f"  {name:19}{' '.join(guesses)}".rstrip()
 
 
-def spell(encoder, id_):
-    """Return a token as the terminal shows it: in quotes, and as bytes if it is not UTF-8."""
-    data = encoder.decode_bytes([id_])
+def prompt_lines(ids, encoder, width):
+    """Yield lines of tokens and ids; tokens of one character stand together: '☃' 159 247 226."""
+    line, start = "", 0
+    for end in range(1, len(ids) + 1):
+        if b"\x80" <= encoder.decode_bytes(ids[end : end + 1])[:1] < b"\xc0":
+            continue  # the next token starts inside a character of UTF-8, so it belongs here
+        numbers = " ".join(map(str, ids[start:end]))
+        text = fit(spell(encoder, ids[start:end]), max(1, width - 3 - len(numbers))).rstrip()
+        start = end
+        if line and columns(f"{line}  {text} {numbers}") > width:
+            yield line
+            line = ""
+        line += f"  {text} {numbers}"
+    yield line
+
+
+def spell(encoder, ids):
+    """Return the text of some ids in quotes, or their bytes if they are not valid UTF-8."""
+    data = encoder.decode_bytes(ids)
     try:
         return repr(data.decode())
     except UnicodeDecodeError:
         return repr(data)
 
 
+def fit(text, width):
+    """Return a text padded to a width in columns, or cut to it with "…" at the end."""
+    if columns(text) > width:
+        text = [text[:n] for n in range(width) if columns(text[:n]) < width][-1] + "…"
+    return text + " " * (width - columns(text))
+
+
+def columns(text):
+    """Return the width of a text in a terminal: a wide character has 2 columns, an accent 0."""
+    bases = [char for char in text if unicodedata.category(char) not in ("Mn", "Me")]
+    return len(bases) + sum(unicodedata.east_asian_width(char) in ("W", "F") for char in bases)
+
+
 def make_page(ids, encoder, hparams, params, args):
-    """Return the page, in bytes: how the model reads a prompt's ids and continues them."""
+    """Return a page, in bytes, that shows how the model reads these ids and continues them."""
     n_prompt, n_ctx, n_tokens = len(ids), hparams["n_ctx"], args.n_tokens_to_generate
     if n_tokens < 0:
         n_tokens = n_ctx - n_prompt
@@ -64,14 +98,15 @@ def make_page(ids, encoder, hparams, params, args):
         completion.add(id_)
         if completion.ended != "length":
             break
-    # Past the context the window jumps, and its tokens get other positions. The page shows the
-    # window in which the continuation began.
+    # When the text outgrows the context, the window moves on and its tokens get new positions. The
+    # page shows the window in which the continuation began.
     ids = [*ids, *completion.ids]
     ids, beyond = ids[:n_ctx], ids[n_ctx:]
     arrays, fits = record(ids, n_prompt, beyond[0] if beyond else None, params, hparams)
     facts = {
         "model": name_of(args.model_size),
-        "hparams": {name: x for name, x in hparams.items() if name != "training"},  # private
+        # Pages are passed on, and training.json may hold paths of this computer.
+        "hparams": {name: x for name, x in hparams.items() if name != "training"},
         "ids": ids,
         "n_prompt": n_prompt,
         "n_cut": max(0, len(encoder.encode(args.prompt)) - n_prompt),
@@ -87,18 +122,18 @@ def parser():
     """Return the parser of the command's options."""
     parser = cli.new_parser(
         "explain.py",
-        "Show what a model does with a prompt: its tokens, what may follow them and how the model "
-        "gets there, on standard output; with --page all of it and a completion, as one HTML file.",
+        "Show how a model reads a prompt: its tokens, the most likely next tokens, and the best "
+        "guesses after each part of the model. With --page, write a page that shows much more.",
     )
-    parser.add_argument("prompt", help="text to look at; -: read it from standard input")
-    page_help = "write the page; - is standard output"
+    parser.add_argument("prompt", help="text to explain; -: read it from standard input")
+    page_help = "write an HTML page about the prompt and a completion; - is standard output"
     parser.add_argument("--page", type=cli.not_empty, metavar="FILE", help=page_help)
     parser.add_argument(
         "--top",
         type=cli.number(int, 1),
         default=10,
         metavar="N",
-        help="without --page: show N of the tokens that may follow (10)",
+        help="without --page: show the N most likely next tokens (10)",
     )
     cli.add_completion_options(parser)
     return parser

@@ -1,19 +1,19 @@
-"""GPT-2 as you use it, and the command that completes a prompt.
+"""A fast GPT-2, and the command that completes a prompt with it.
 
     python gpt2.py "ROMEO:" --model_size shakespeare
 
-Read gpt2_pico.py first. The chapter "The model" has its functions in the same order, and some more
-that they need. What is done differently, and why the results stay the same up to rounding:
+Read gpt2_pico.py first. The chapter "The model" below has the same functions in the same order, and
+some helpers. It computes the same results, up to rounding, in a different way:
 
-- Only new tokens go through the model; the keys and values of earlier ones wait in a cache. Since
-  the mask hides later tokens from a token, what was computed for it never changes.
+- Only new tokens go through the model. A cache holds the keys and values of earlier tokens. They
+  never change, because the mask hides later tokens from earlier ones.
 - attention computes all heads at once, as one array [h, n, d], and 64 queries at a time.
-- Where a text repeats itself, one pass verifies several drafted tokens, and keeps those that the
-  model would have chosen itself.
+- Where a text repeats itself, the next tokens are drafted (guessed). One pass verifies several of
+  them, and keeps those that the model would have chosen itself.
 - Operations write into existing arrays, in pieces that fit the CPU's cache.
 
 Shapes: n new tokens after n_past tokens in the cache, e = n_embd numbers per token, h = n_head
-heads of d = e / h numbers. The model is float32. params holds its arrays, hparams all else.
+heads of d = e / h numbers. The model is float32. params holds its arrays, hparams the rest.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 Lesson: steps 17 to 19.
 """
@@ -26,21 +26,21 @@ import time
 from collections.abc import Iterable
 
 if __name__ == "__main__":
-    # OpenBLAS multiplies NumPy's matrices. An idle thread of it spins for 2**26 cycles before it
-    # sleeps, on a core that our threads need. This setting, which OpenBLAS reads when NumPy is
-    # imported, shortens that to 2**20 cycles.
+    # NumPy multiplies matrices with OpenBLAS. Its idle threads spin for 2**26 cycles before they
+    # sleep, on cores that our own threads need. This setting shortens that to 2**20 cycles. It must
+    # be made here, because OpenBLAS reads it when NumPy is imported.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 import numpy as np
 
-# product(x, w) is x @ w; in_parallel(f, n) is f(slice(0, n)); Drafts guess the next tokens.
+# product(x, w) is x @ w; in_parallel(f, n) is f(slice(0, n)); Drafts guesses the next tokens.
 from fast import Drafts, in_parallel, product
 
 # ==== The model =================================================================================
 
-QUERY_BLOCK = 64  # queries that attention takes at a time: their scores fit the CPU's cache
-PIECE = 2**16  # numbers that gelu and layer_norm take at a time, for the same reason
-MIN_SCORES = 2**18  # scores for which another thread is worthwhile
+QUERY_BLOCK = 64  # attention takes this many queries at a time: their scores fit the CPU's cache
+PIECE = 2**16  # gelu and layer_norm take this many numbers at a time, for the same reason
+MIN_SCORES = 2**18  # a thread that computes fewer scores than this costs more than it saves
 CAUSAL_MASK = np.triu(np.full((QUERY_BLOCK, QUERY_BLOCK), -np.inf, np.float32), 1)
 
 
@@ -65,7 +65,7 @@ def normal_cdf(x):  # [n, 4e] -> [n, 4e]
 
 
 def pieces(x):  # [n, m] -> slices of range(n)
-    """Return groups of rows, since each operation on all of x would read it from memory again."""
+    """Return slices of a few rows, whose numbers stay in the CPU's cache between operations."""
     n_rows = max(1, PIECE // x.shape[1])
     return [slice(i, i + n_rows) for i in range(0, len(x), n_rows)]
 
@@ -100,23 +100,23 @@ def linear(x, w, b):  # [n, in] @ [in, out] -> [n, out]
 def attention(q, k, v):  # [h, n, d], twice [h, n_past + n, d] -> [h, n, d]
     """Return softmax(q k^T / sqrt(d) + mask) v for each head.
 
-    The n queries are those of the last n keys. The divisions are moved to smaller arrays: that by
-    sqrt(d) from the scores to q, that by softmax's sum from the weights to y.
+    The n queries belong to the last n keys. To save time, q is divided by sqrt(d) instead of the
+    scores, and y by softmax's sum instead of the weights: those two arrays are smaller.
     """
     h, n, d = q.shape
     n_past = k.shape[1] - n
     q = q * (1 / math.sqrt(d))
     y = np.empty_like(q)
 
-    def some_heads(part):
+    def attend(heads):
         for i in range(0, n, QUERY_BLOCK):
-            j = i + QUERY_BLOCK  # or n, as a slice ends where its array ends
-            exps = exp_scores(q[part, i:j], k[part, : n_past + j])  # [heads, j - i, n_past + j]
-            np.matmul(exps, v[part, : n_past + j], out=y[part, i:j])
-            y[part, i:j] /= exps.sum(-1, keepdims=True)
+            j = i + QUERY_BLOCK  # this may be more than n: a slice ends where its array ends
+            exps = exp_scores(q[heads, i:j], k[heads, : n_past + j])  # [heads, j - i, n_past + j]
+            np.matmul(exps, v[heads, : n_past + j], out=y[heads, i:j])
+            y[heads, i:j] /= exps.sum(-1, keepdims=True)
 
-    least = MIN_SCORES // (n * (n_past + n)) + 1  # heads that are worth another thread
-    in_parallel(some_heads, h, least)
+    least = MIN_SCORES // (n * (n_past + n)) + 1  # this many heads are worth another thread
+    in_parallel(attend, h, least)
     return y
 
 
@@ -140,12 +140,12 @@ def mha(x, c_attn, c_proj, n_head, cache, n_past):  # [n, e] -> [n, e]; cache: [
 
 
 def split_heads(qkv, n_head):  # [n, 3e] -> [3, h, n, d]
-    """Return the queries, keys and values of each head, which stand side by side in a row."""
+    """Return the queries, keys and values of each head. In a row of qkv, they are side by side."""
     return qkv.reshape(len(qkv), 3, n_head, -1).transpose(1, 2, 0, 3)  # from [n, 3, h, d]
 
 
 def extend(cache, n_past, k, v):  # [2, h, n_max, d], twice [h, n, d] -> twice [h, n_past + n, d]
-    """Write new keys and values behind the n_past earlier ones, and return all of them."""
+    """Write new keys and values after the n_past earlier ones, and return all of them."""
     n = n_past + k.shape[1]
     cache[0, :, n_past:n] = k
     cache[1, :, n_past:n] = v
@@ -157,10 +157,10 @@ def ffn(x, c_fc, c_proj):  # [n, e] -> [n, 4e] -> [n, e]
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, hparams, cache=None, n_past=0, n_logits=None):
-    """Return the logits of the tokens that follow: [n] ids -> [n_logits or n, n_vocab].
+    """Return the logits of each next token: [n] ids -> [n_logits or n, n_vocab].
 
     cache: made by new_cache; it holds n_past positions before the call and n_past + n after it.
-    Without one the inputs are the whole text. n_logits: compute only those of the last positions.
+    Without it, the inputs are the whole text. n_logits: return those of the last positions only.
     """
     n, n_head, eps = len(inputs), hparams["n_head"], hparams["layer_norm_epsilon"]
     if cache is None:
@@ -176,7 +176,7 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, hparams, cache=None, n_past=0, n_logits
 
 
 def new_cache(n_max, hparams):  # -> [n_layer, 2, h, n_max, d]
-    """Return room for the keys and values of n_max positions."""
+    """Return an empty cache for the keys and values of n_max positions."""
     n_head = hparams["n_head"]
     shape = hparams["n_layer"], 2, n_head, n_max, hparams["n_embd"] // n_head
     return np.empty(shape, np.float32)
@@ -189,9 +189,9 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     """Return the probabilities to sample from: [n_vocab] -> [n_vocab], float64.
 
     1. softmax(logits / temperature); a temperature below 1 favours likely tokens
-    2. top_k: the k most likely tokens, and any as likely as the last of them
-    3. top_p: of these the fewest that together have probability p (Holtzman et al. 2020)
-    4. min_p: of these the ones at least p times as likely as the most likely (Nguyen et al. 2024)
+    2. top_k: keep the k most likely tokens, and any that are as likely as the last of them
+    3. top_p: keep the fewest tokens that together have probability p (Holtzman et al. 2020)
+    4. min_p: keep the tokens at least p times as likely as the most likely (Nguyen et al. 2024)
     """
     with np.errstate(over="ignore"):  # near temperature 0 a quotient may be -inf: probability 0
         logits = (logits.astype(np.float64) - logits.max()) / temperature
@@ -202,8 +202,8 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     if top_p is not None and top_p < 1:
         order = np.argsort(-p, kind="stable")  # the most likely token first
         before = np.cumsum(p[order]) - p[order]  # probability of all more likely tokens together
-        before[0] = -1  # the first one always stays, even at top_p 0
-        p[order[before >= top_p]] = 0  # the tokens before it have reached top_p
+        before[0] = -1  # the most likely token always stays, even at top_p 0
+        p[order[before >= top_p]] = 0  # more likely tokens have already reached top_p
         p /= p.sum()
     if min_p is not None and min_p > 0:
         p[p < min_p * p.max()] = 0
@@ -212,15 +212,15 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
 
 
 def penalize(logits, ids, penalty):  # [n_vocab], [n] -> [n_vocab]
-    """Return logits that make the tokens of a text less likely: Keskar et al. 2019."""
+    """Return logits in which the tokens of a text are less likely (Keskar et al. 2019)."""
     penalized = logits.copy()
-    # Dividing a negative logit would raise it.
+    # Dividing a negative logit would raise it, so multiply it.
     penalized[ids] = np.where(logits[ids] < 0, logits[ids] * penalty, logits[ids] / penalty)
     return penalized
 
 
 def log_probabilities(logits, ids):  # [n, n_vocab], [n] -> [n]; overwrites the logits
-    """Return log softmax(logits)[id], one id for each row. log is the natural logarithm."""
+    """Return log softmax(logits)[id], with one id for each row. log is the natural logarithm."""
     logits -= logits.max(-1, keepdims=True)
     return logits[np.arange(len(ids)), ids] - np.log(np.exp(logits).sum(-1))
 
@@ -233,9 +233,9 @@ def log_probability(logits, id_):  # [n_vocab] -> a number
 class Sampler:
     """Choose the next token: the most likely one, or one sampled at random.
 
-    temperature: by default 1 if top_k, top_p, min_p or seed is given, otherwise 0, which always
-    takes the most likely token. seed: the same one samples the same tokens; by default a random
-    one. repetition_penalty: above 1 makes repetitions less likely. ValueError if out of range.
+    temperature: 0 always takes the most likely token. The default is 1 if top_k, top_p, min_p or
+    seed is given, and 0 if not. seed: the same seed samples the same tokens; by default it is
+    random. repetition_penalty: above 1, repetitions are less likely. ValueError if out of range.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class Sampler:
             self.rng = np.random.default_rng(self.seed)
 
     def choose(self, logits, ids):  # [n_vocab], [n] ids that the model has seen -> id
-        """Return the next token. Sampling takes exactly one random number for each, so that a seed
+        """Return the next token. Each sampled token takes exactly one random number, so that a seed
         gives the same text with drafts and without."""
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):  # argmax finds a NaN, too
@@ -294,10 +294,10 @@ def check_number(name, value, low, high=math.inf, kind=numbers.Real, optional=Tr
 
 
 def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
-    """Return an iterator of up to n_tokens ids that continue the inputs, up to an end of text.
+    """Return an iterator over the ids that continue the inputs, until n_tokens or an end of text.
 
     inputs: token ids; if empty, start from the end-of-text token. n_tokens: None means no limit.
-    drafts: Drafts(0) makes none. sampling: options of Sampler. ValueError if one is wrong.
+    drafts: Drafts(0) makes none. sampling: options of Sampler. ValueError if an argument is wrong.
     """
     check_model(params, hparams)
     ids = check_inputs(inputs, params, hparams)
@@ -308,11 +308,11 @@ def generate(inputs, params, hparams, n_tokens=None, drafts=None, **sampling):
 
 
 def continuation(ids, params, hparams, n_tokens, sampler, drafts):
-    """Yield (id, the logits [n_vocab] from which it was chosen); an end-of-text token is the last.
+    """Yield (id, the logits [n_vocab] it was chosen from). An end-of-text token is the last one.
 
-    The model sees a window of the ids. When it is longer than the context, it starts half a context
-    later. If it slid by one token each time, all tokens would get other positions each time, and
-    the cache would have to be computed anew.
+    The model sees a window of the ids. If the window grows beyond the context, its start moves by
+    half a context. If it moved by only one token, every new token would change the positions of all
+    others, and the whole cache would have to be computed again.
     """
     n_ctx, ids = hparams["n_ctx"], list(ids)
     end = math.inf if n_tokens is None else len(ids) + n_tokens
@@ -322,7 +322,7 @@ def continuation(ids, params, hparams, n_tokens, sampler, drafts):
         if len(ids) - start > n_ctx:
             start, n_past = next_window(start, len(ids), n_ctx), 0
         window = ids[start:]
-        room = min(n_ctx - len(window), end - len(ids) - 1)  # a pass yields one id more than that
+        room = min(n_ctx - len(window), end - len(ids) - 1)  # a pass yields one id more
         draft = drafts.draft(ids, room)
         new = window[n_past:] + draft
         logits = gpt2(
@@ -333,20 +333,19 @@ def continuation(ids, params, hparams, n_tokens, sampler, drafts):
             yield id_, row
             if id_ in hparams["eos_token_ids"]:
                 return
-        del logits  # so that the next pass can use the memory
-        # The last id is new and has not been through the model. All ids before it are in the cache:
-        # the window and the accepted ids of the draft. Rejected ones may stand behind them; the
-        # next pass overwrites those.
+        del logits  # so that the next pass can reuse the memory
+        # The cache now holds every id except the last one, which has not been through the model.
+        # Rejected ids of the draft may follow in the cache; the next pass overwrites those.
         n_past = len(ids) - start - 1
         drafts.update(draft, n_accepted=n_past - len(window))
 
 
 def verify(draft, logits, window, sampler):  # [m] ids, [m + 1, n_vocab]
-    """Yield (id, its logits) of what follows a window of ids.
+    """Yield (id, its logits) for each id that follows a window of ids.
 
-    Those are the ids of the draft as long as the sampler chooses the same ones, then one more. So
-    drafts change the time and not the text (Leviathan et al. 2023), except that two nearly tied
-    tokens may change places, as a pass of several rows rounds differently.
+    The sampler chooses each id. It stops when its choice differs from the draft, because the later
+    logits are those after the draft's id. So drafts change the time and not the text (Leviathan et
+    al. 2023), except that a pass over several rows rounds differently, which may decide a near tie.
     """
     ids = list(window)
     for i, row in enumerate(logits):
@@ -357,26 +356,26 @@ def verify(draft, logits, window, sampler):  # [m] ids, [m + 1, n_vocab]
 
 
 def next_window(start, n, n_ctx):
-    """Return where the window starts when there are n ids: next_window(0, 49, 48) is 24."""
+    """Return the start of the window when there are n ids: next_window(0, 49, 48) is 24."""
     while n - start > n_ctx:
         start += max(1, n_ctx // 2)
     return start
 
 
 def check_model(params, hparams):
-    """Raise ValueError unless these are the params and the hparams of a model."""
+    """Raise ValueError unless these are a model's params and hparams."""
     for name, value, key in ("params", params, "wte"), ("hparams", hparams, "n_ctx"):
         if not isinstance(value, dict) or key not in value:
             raise ValueError(f"{name} must be the dict with {key!r} that loading a model returns")
 
 
 def check_inputs(inputs, params, hparams):
-    """Return the inputs as a list of at least one id that the model has."""
+    """Return the inputs as a list of at least one id. ValueError if the model lacks one of them."""
     if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
         raise ValueError(f"a prompt is {inputs!r}: it must be a list of ids")
     ids = list(inputs) or list(hparams["eos_token_ids"][:1])
     if not ids:
-        raise ValueError("the prompt is empty, and the model has no end of text to start from")
+        raise ValueError("the prompt is empty, and the model has no end-of-text token")
     last = len(params["wte"]) - 1
     for id_ in ids:
         check_number("an id", id_, 0, last, kind=numbers.Integral, optional=False)
@@ -394,22 +393,22 @@ def parser():
         "gpt2.py",
         "Complete a prompt with GPT-2. The continuation goes to standard output as it is "
         "generated, everything else to standard error.",
-        epilog="With no prompt on a terminal, each line typed after >> is completed; Ctrl-C ends a "
-        "completion, 'quit' or end of file leaves. Environment: HF_ENDPOINT and HF_TOKEN (the "
-        "Hugging Face hub), GPT2_OPENAI_URL (OpenAI's store, the second source of the released "
-        "sizes), HF_HOME and HF_HUB_CACHE (models that are already here).",
+        epilog="On a terminal and without a prompt, each line that you type after >> is completed. "
+        "Ctrl-C ends a completion; 'quit' or Ctrl-D ends the program. Environment variables: "
+        "HF_ENDPOINT and HF_TOKEN (the Hugging Face hub), GPT2_OPENAI_URL (OpenAI's server, where "
+        "the released sizes are, too), HF_HOME and HF_HUB_CACHE (models downloaded before).",
     )
     add = parser.add_argument
-    prompt_help = "text to continue; - or a pipe: standard input, without its last line break"
+    prompt_help = "text to continue; -, or a pipe: standard input without its last line break"
     add("prompt", nargs="?", help=prompt_help)
     cli.add_completion_options(parser)
-    add("--json", action="store_true", help="print an object with ids and log-probabilities")
-    add("--verbose", action="store_true", help="tokens, seed, speeds, memory on standard error")
+    add("--json", action="store_true", help="print a JSON object, with ids and log-probabilities")
+    add("--verbose", action="store_true", help="also show tokens, seed, speeds and memory used")
     return parser
 
 
 def work(args):
-    """Load the model and complete the prompt, or each line that is typed."""
+    """Load the model, and complete the prompt or each line that is typed."""
     import cli
     from utils import load_encoder_hparams_and_params
 
@@ -432,7 +431,7 @@ def work(args):
 
 
 def complete(prompt, encoder, hparams, params, args):
-    """Print what follows a prompt."""
+    """Print the continuation of a prompt."""
     import cli
 
     inputs = cli.prompt_ids(prompt, encoder, hparams)
@@ -453,7 +452,7 @@ def complete(prompt, encoder, hparams, params, args):
         if completion.ended != "length":  # a stop or an end of text has ended it
             break
         if len(inputs) + len(completion.ids) == hparams["n_ctx"] + 1:
-            cli.say("the text is longer than the context: the model sees its last part from here")
+            cli.say("the text is longer than the context: from here, the model sees its last part")
     if args.json:
         seconds = round(time.perf_counter() - times[0], 3)
         cli.print_line(completion.as_json(prompt=prompt, seed=sampler.seed, seconds=seconds))

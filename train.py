@@ -3,14 +3,16 @@
     python train.py shakespeare.txt --out models/mine
     python gpt2.py "ROMEO:" --model_size mine
 
-The function train is the whole loop: a batch of text, its loss and gradient, the gradient clipped,
-the weights updated, now and then the loss of held-out text. What it calls stands before and after
-it, in evaluate.py or in training/backward.py, optimizer.py and run.py. Lesson: step 20.
+The function train is the training loop. Each step takes a batch of text, computes the loss and its
+gradient, clips the gradient, and updates the weights. Now and then, the loop measures the loss of
+the held-out text and saves the model. The gradients come from training/backward.py, the updates
+from training/optimizer.py, and training/run.py keeps the files. Lesson: step 20.
 """
 
 import csv
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,31 +31,33 @@ from training.options import parser, resolve_options
 from training.run import checkpoint_path, lock_run, open_run
 from utils import load_encoder_hparams_and_params
 
-MAX_TOKENS = 2048  # per thread and pass; more need more memory, as all that is computed is kept
-EVAL_TOKENS = 2**17  # tokens that an evaluation predicts if the text is longer, or up to twice that
-LOG_INTERVAL = 10  # steps between two rows of log.csv; each evaluation adds one, too
+MAX_TOKENS = 2048  # A thread takes about this many at once: the forward pass keeps all its results.
+EVAL_TOKENS = 2**17  # An evaluation samples a longer text: this many tokens, or up to twice that.
+LOG_INTERVAL = 10  # log.csv gets a row every LOG_INTERVAL steps, and one at each evaluation.
 NEEDS = """\
-train.py needs a text to learn from and a directory for the model. In half a minute, from here:
+train.py needs a text to learn from and a directory for the model. To try it for half a minute:
     python train.py README.md docs --out models/first --iterations 30
 TEXT may be files, directories, http(s) addresses or - (standard input); --help has the rest."""
 
 
 def batch(tokens, n_ctx, size, seed, step):  # -> [size, n_ctx + 1] ids
-    """Return sequences from random places, the same for the same seed and step.
+    """Return sequences from random places in a text. They depend on seed and step alone.
 
-    With n_ctx 2 and the starts 5 and 0, they are tokens 5 6 7 and 0 1 2. Each predicts the next.
+    With n_ctx 2 and the starts 5 and 0, these are the tokens 5 6 7 and 0 1 2: in the first one,
+    token 5 has to predict token 6, and 5 and 6 together have to predict 7.
     """
     rng = np.random.default_rng([seed, step])
     starts = rng.integers(len(tokens) - n_ctx, size=size)
-    places = starts[:, None] + np.arange(n_ctx + 1)  # [size, 1] + [n_ctx + 1]
-    return tokens[places].astype(np.int64)
+    index = starts[:, None] + np.arange(n_ctx + 1)  # [size, 1] + [n_ctx + 1]
+    return tokens[index].astype(np.int64)
 
 
 def loss_and_gradient(ids, n_targets, params, hparams, dropout=0.0, rng=None):
-    """Return the loss of sequences [B, n + 1], and its gradient, in a tree like params.
+    """Return what some sequences [B, n + 1] of a batch add to its loss, and to the gradient.
 
-    Both are divided by n_targets, the number of tokens that the whole batch predicts. So the sum
-    over all parts of a batch is its mean loss, and a larger batch does not make longer steps.
+    The gradient is a tree like params. n_targets: how many tokens the whole batch predicts. The
+    loss is the mean over these tokens, not the sum. A sum and its gradient would grow with the size
+    of the batch, and each size would need another learning rate.
     """
     logits, kept = gpt2_forward(ids[:, :-1], **params, hparams=hparams, rate=dropout, rng=rng)
     loss, dlogits = cross_entropy(logits, ids[:, 1:].ravel())
@@ -62,12 +66,12 @@ def loss_and_gradient(ids, n_targets, params, hparams, dropout=0.0, rng=None):
 
 
 def batch_gradient(pool, optimizer, ids, hparams, dropout, seed):
-    """Return the mean loss of a batch, and leave its gradient in optimizer.g:
+    """Return the mean loss of a batch, and write its gradient into optimizer.g. In short, this is
 
         loss, gradient = loss_and_gradient(ids, ids[:, 1:].size, params, hparams, dropout, rng)
 
-    but on all cores. Each thread takes its share of the sequences, in pieces of about MAX_TOKENS,
-    and adds up their gradients in its row of g. sum_gradients then adds up the rows.
+    but it uses all cores: each thread takes some of the sequences, in pieces of about MAX_TOKENS,
+    and adds up their gradients in its own row of g. sum_gradients then adds up the rows.
     """
     n_threads, n_targets = len(optimizer.g), ids[:, 1:].size
     n_rounds = math.ceil(n_targets / n_threads / MAX_TOKENS)
@@ -91,7 +95,7 @@ def batch_gradient(pool, optimizer, ids, hparams, dropout, seed):
 
 
 def sum_gradients(pool, g):
-    """Add all threads' gradients, [n_threads, size], to the first, and return the sum's norm."""
+    """Add up the threads' gradients, g [n_threads, size], in g[0]. Return the norm of the sum."""
 
     def add_up(piece):
         total = g[0, piece]
@@ -106,24 +110,20 @@ def sum_gradients(pool, g):
 
 
 def train(run, options):
-    """Train the model of a run from where it stands to the end."""
+    """Train the model of a run from its current step to the end."""
     optimizer, hparams, record = run.optimizer, run.hparams, run.record
     train_ids, val_ids = run.read_ids()
     n_ctx = options.n_ctx or hparams["n_ctx"]
     n_ids = f"{record.n_train:,} tokens to train on, {record.n_val:,} to validate"
     print(f"{len(optimizer.w):,} parameters; {n_ids}")
-    n_tokens = options.batch_size * n_ctx  # that a step predicts
-    total = None if options.minutes else options.iterations * n_tokens
-    begun = record.step * n_tokens
-    bar = tqdm(total=total, initial=begun, unit="token", unit_scale=True, disable=None)
     start = time.perf_counter() - record.seconds
     done = part_done(record, options)
-    losses = []  # since the last row of the log
-    with worker_threads(options.threads) as pool, bar:
+    losses = []  # of the steps since the last row of the log
+    with worker_threads(options.threads) as pool, progress_bar(record, options) as bar:
         while done < 1:
-            # With merge dropout (corpus.segmentations), copies of the text that are split into
-            # tokens differently come first in train_ids, the most different ones foremost. Batches
-            # skip more and more of them: the last ones come from the text itself.
+            # With merge dropout (corpus.segmentations), train_ids begins with copies of the text
+            # that are split into tokens in unusual ways, the most unusual copy first. Training
+            # leaves more and more of them behind: the last batches come from the text itself.
             ids = train_ids[int(done * record.n_noisy) :]
             ids = batch(ids, n_ctx, options.batch_size, options.seed, record.step)
             record.step += 1
@@ -136,8 +136,9 @@ def train(run, options):
             losses.append(loss)
             record.seconds = time.perf_counter() - start
             done = part_done(record, options)
-            bar.set_postfix_str(f"step {record.step}, loss {loss:.3f}", refresh=False)
-            bar.update(n_tokens)
+            bar.total = round(record.step / min(done, 1))  # with --minutes, this is an estimate
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
             if record.step % options.eval_interval == 0 or done >= 1:
                 val_loss = validate(pool, val_ids, n_ctx, optimizer, hparams, record.step)
                 run.log(float(np.mean(losses)), val_loss)
@@ -149,35 +150,45 @@ def train(run, options):
                 losses = []
 
 
+def progress_bar(record, options):
+    """Return a bar that counts steps in a terminal: step 9/60, loss 4.1 |██  | 15 % 00:02<00:11."""
+    line = "step {n_fmt}" if options.minutes else "step {n_fmt}/{total_fmt}"
+    line += "{postfix} |{bar}| {percentage:.0f} % {elapsed}<{remaining}"
+    if shutil.get_terminal_size().columns >= 70:  # there is room for the speed
+        line += ", {rate_noinv_fmt}"
+    style = {"unit": " steps", "bar_format": line, "dynamic_ncols": True, "disable": None}
+    return tqdm(total=options.iterations, initial=record.step, **style)
+
+
 def part_done(record, options):
-    """Return how much of a run is done, by its time or by its steps: 0 to 1."""
+    """Return how much of a run is done, from 0 to 1, measured in minutes or in steps."""
     if options.minutes:
         return record.seconds / (60 * options.minutes)
     return record.step / options.iterations
 
 
 def validate(pool, ids, n_ctx, optimizer, hparams, step):
-    """Return the mean loss of the held-out text in nats per token, None if nothing is held out.
+    """Return the mean loss of the held-out text in nats per token, or None if nothing is held out.
 
-    Of a long text, evenly spaced windows are measured.
+    In a long text, only some windows are measured, evenly spaced.
     """
     check_finite("sum of the weights", float(optimizer.w.sum()), step)
     if len(ids) == 0:
         return None
-    some = sample_windows(len(ids), n_ctx, n_ctx, EVAL_TOKENS)
-    nats, n_targets = evaluate(ids, some, optimizer.params, hparams, pool)
+    sample = sample_windows(len(ids), n_ctx, n_ctx, EVAL_TOKENS)
+    nats, n_targets = evaluate(ids, sample, optimizer.params, hparams, pool)
     check_finite("validation loss", nats, step)
     return nats / n_targets
 
 
 def check_finite(name, value, step):
     if not math.isfinite(value):
-        advice = "the last good checkpoint is kept: --resume it with a smaller --learning_rate"
+        advice = "the last checkpoint is still good: --resume it with a smaller --learning_rate"
         raise ValueError(f"the {name} is {value} after {step} steps; {advice}")
 
 
 def show(run, ids, n=60):
-    """Print the last row of the log, and what the model now writes after the first id."""
+    """Print the last row of the log, and n tokens that the model now writes after ids[0]."""
     step, seconds, loss, val_loss = run.record.log[-1]
     validation = "" if val_loss is None else f", validation {val_loss:.4f}"
     tqdm.write(f"step {step}, {seconds:.0f} s: loss {loss:.4f}{validation}")
@@ -185,18 +196,18 @@ def show(run, ids, n=60):
     ids += generate(ids, run.optimizer.params, run.hparams, n, seed=0, temperature=0.8)
     text = run.encoder.decode(ids).strip().replace("\n", "\n    ")
     tqdm.write(f"    {cli.visible(text)}")
-    sys.stdout.flush()  # so that a file, too, shows how far the run is
+    sys.stdout.flush()  # If the output goes to a file, it shows at once how far the run is.
 
 
 def finish(run, options):
-    """Measure the model that was kept, if text was held out, and end the run."""
+    """Measure the best model on the held-out text, if there is any, and end the run."""
     figures = {}
     if run.record.n_val > 0:
         model = load_encoder_hparams_and_params(run.out, options.models_dir)
         _, val_ids = run.read_ids()
         with worker_threads(options.threads) as pool:
             figures = measure(val_ids, *model, pool, limit=EVAL_TOKENS)
-    checkpoint_path(run.out).unlink()  # before this, the run can still be resumed
+    checkpoint_path(run.out).unlink()  # Until here, the run can be resumed.
     print(cli.visible(f"{run.out}: done; python gpt2.py 'a prompt' --model_size {run.out}"))
     if figures:
         print(table(figures))
@@ -206,7 +217,7 @@ def finish(run, options):
 
 
 def plot(model):
-    """Draw the curves of a run's log.csv into loss.png."""
+    """Draw the losses in a run's log.csv as curves, in loss.png."""
     try:
         from matplotlib import pyplot
     except ImportError:
@@ -217,9 +228,9 @@ def plot(model):
     try:
         rows = list(csv.DictReader(lines))
         for name, label in (("loss", "training"), ("validation_loss", "validation")):
-            known = [row for row in rows if row[name]]  # most steps have no validation loss
-            steps = [int(row["step"]) for row in known]
-            pyplot.plot(steps, [float(row[name]) for row in known], label=label)
+            measured = [row for row in rows if row[name]]  # most rows have no validation loss
+            steps = [int(row["step"]) for row in measured]
+            pyplot.plot(steps, [float(row[name]) for row in measured], label=label)
     except (KeyError, TypeError, ValueError, csv.Error):
         rows = []
     if not rows:
@@ -233,8 +244,8 @@ def plot(model):
 
 
 def work(args):
-    """Draw a curve, or train a model and measure it."""
-    given = vars(args)  # without the options that were not given
+    """Draw the curves of a run, or train a model and measure it."""
+    given = vars(args)  # has only the options that the user gave
     if "plot" in given:
         plot(args.plot)
         return
@@ -246,12 +257,12 @@ def work(args):
         raise cli.UsageError("where should the model be written? give --out DIR")
     out = args.out
     if not os.path.dirname(out):
-        out = os.path.join(os.curdir, out)  # for gpt2.py, mine is a name and ./mine a path
+        out = os.path.join(os.curdir, out)  # gpt2.py would look for a bare name in --models_dir
     try:
         with lock_run(out):
             options, model = resolve_options(given)
             run = open_run(out, options, model, "resume" in given, "overwrite" in given)
-            del model  # the optimizer has a copy
+            del model  # frees its memory: the optimizer has a copy
             train(run, options)
             finish(run, options)
     except (KeyboardInterrupt, BrokenPipeError):

@@ -1,15 +1,15 @@
-"""From a name to a model's encoder, hyperparameters and parameters: find, download, load.
+"""Find, download and load a model by its name: its encoder, hyperparameters and parameters.
 
-A name is one of these, and is looked for in these places, in this order:
+These are the kinds of names, with the places where each is looked for, in this order:
 
-    ./mine, ../mine, /models/mine, ~/mine   a path: this directory
-    shakespeare                             models_dir; the directory models beside this file
+    ./mine, ../mine, /models/mine, ~/mine   this directory
+    shakespeare                             models_dir; the directory models next to this file
     124M, 355M, 774M, 1558M                 the same; Hugging Face's cache; the hub; OpenAI's store
-    owner/name, owner/name@revision         a path; owner--name in the two directories; the cache;
-                                            the hub
-    https://huggingface.co/owner/name       the same, copied from a browser
+    owner/name, owner/name@revision         this directory; owner--name in models_dir and models;
+                                            Hugging Face's cache; the hub
+    https://huggingface.co/owner/name       the same; you can copy the address from a browser
 
-What is downloaded is kept in models_dir.
+Downloaded models are kept in models_dir.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ PAGE = r"""
 
 
 class UnknownModel(ValueError):
-    """The name is neither a size nor a model directory."""
+    """The name is not a released size, a model directory or a repository."""
 
-    exit_status = 2  # of a command: wrong usage
+    exit_status = 2  # A command exits with it: wrong usage.
 
 
 def load_encoder_hparams_and_params(model_size, models_dir):
@@ -57,17 +57,17 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 
 def load_encoder(model_size, models_dir):
-    """Return the Encoder of a model, of which no more than the vocabulary is downloaded."""
+    """Return the Encoder of a model. Only its vocabulary is downloaded, if necessary."""
     model_size = text_of(model_size)
     directory = find_model(model_size, Path(models_dir), only_vocabulary=True)
     return Encoder(read_vocabulary(directory, is_released=model_size in SIZES))
 
 
 def text_of(name):
-    """Return a name or a pathlib.Path as text. A directory's path becomes absolute: a Path does not
-    keep the "./" that tells it from a name."""
+    """Return a name or a pathlib.Path as text. The Path of a directory becomes absolute, because a
+    Path drops the "./" that distinguishes a path from a name."""
     if not isinstance(name, (str, os.PathLike)):
-        raise TypeError(f"the name of a model is {name!r}: it must be a text or a path")
+        raise TypeError(f"the name of a model is {name!r}: it must be text or a path")
     if isinstance(name, os.PathLike) and os.path.isdir(name):
         return os.path.abspath(name)
     return os.fspath(name)
@@ -81,17 +81,17 @@ def find_model(name, models_dir, only_vocabulary=False):
         path = Path(os.path.expanduser(name))
         if path.is_dir():
             return path
-        if not on_hub or path.parent.is_dir():  # owner is a directory here, so a path was meant
+        if not on_hub or path.parent.is_dir():  # "owner" is a directory here: this is a path
             raise FileNotFoundError(f"{name}: no such directory")
     elif not re.fullmatch(r"\w[\w.@ +-]*", name):
         raise ValueError(f"{name!r} is not the name of a model")
     can_be_fetched = on_hub or name in SIZES
     for models in (models_dir, MODELS):
         directory = models / name.replace("/", "--")
-        # If the weights are missing and cannot be fetched, loading says what is missing.
+        # If the weights are missing and cannot be downloaded, the loader will say what is missing.
         if holds_model(directory) or (directory.is_dir() and not can_be_fetched):
             if (directory / "fetch.lock").is_file():
-                # The weights arrive last, so the download was killed when only this was left to do:
+                # The weights are installed last. So the download was killed before it tidied up.
                 remove(directory / "incomplete")
                 remove(directory / "fetch.lock")
             return directory
@@ -108,20 +108,20 @@ def find_model(name, models_dir, only_vocabulary=False):
 
 
 def find_cached(repo, revision):
-    """Return the directory of Hugging Face's cache that holds a whole repository, or None."""
+    """Return the directory in Hugging Face's cache that has all of a repository, or None."""
     variable = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HUGGINGFACE_HUB_CACHE"
     cache = hugging_face_path(variable, "hub") / f"models--{repo.replace('/', '--')}"
-    with contextlib.suppress(OSError, ValueError):  # refs holds no commits
+    with contextlib.suppress(OSError, ValueError):  # A commit is not in refs.
         revision = read_bytes(cache / "refs" / revision).decode("ascii").strip()
     directory = cache / "snapshots" / revision
     return directory if is_complete(directory) else None
 
 
 def name_of(address):
-    """Return a/b@v1 for https://huggingface.co/a/b/tree/v1; other names stay as they are."""
+    """Return a/b@v1 for https://huggingface.co/a/b/tree/v1. Return other names unchanged."""
     address = without_credentials(address)
     page = re.fullmatch(PAGE, address.strip(), re.VERBOSE)
-    # The host of a mirror, without the scheme and a password before it and a path after it.
+    # This is the host of a mirror, without scheme, password and path.
     mirror = re.sub("^https?://([^/]*@)?|/.*", "", os.environ.get("HF_ENDPOINT", "").strip())
     if not page or page["host"] not in ("huggingface.co", "www.huggingface.co", "hf.co", mirror):
         return address
@@ -130,10 +130,11 @@ def name_of(address):
 
 
 def describe_models(name, models_dir):
-    """Return a line that says which models there are."""
-    found = {path.name for path in [*models_dir.glob("*"), *MODELS.glob("*")] if holds_model(path)}
+    """Return a line that says which names of models are possible."""
+    paths = [path for models in (models_dir, MODELS) for path in models.glob("*")]
+    here = sorted({path.name for path in paths if holds_model(path)})
     return (
-        f"unknown model {name!r}: known sizes are {', '.join(SIZES)}; in {models_dir} and beside "
-        f"the program there is {', '.join(sorted(found)) or 'none'}; a path or a repository "
-        "owner/name of the Hugging Face hub will do as well"
+        f"unknown model {name!r}: give a size ({', '.join(SIZES)}), a model in {models_dir} "
+        f"or beside this program ({', '.join(here) or 'there is none'}), the path of a directory, "
+        "or owner/name on the Hugging Face hub"
     )

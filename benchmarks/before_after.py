@@ -3,10 +3,10 @@
     python benchmarks/before_after.py OTHER_CHECKOUT MODEL_DIRECTORY
 
 The model must have GPT-2's vocabulary and context, like benchmarks/weights/124M-repeats, which
-peers.py makes. In each round the checkouts take turns at each job, in new processes that run that
-checkout's code. The table shows medians over the rounds. The ratio is the median of each round's
-ratio, and the last column says in how many rounds the figure of this checkout was the larger one.
-If tokens, printed text or losses differ, standard error says so. Writes no file.
+peers.py makes. In each round, each job runs once with the code of either checkout, in new
+processes. The table shows medians over the rounds. The ratio is the median of the rounds' ratios,
+and the last column says in how many rounds the figure of this checkout was the larger one. If
+tokens, printed text or losses differ, standard error says so. No file is written.
 """
 
 import argparse
@@ -22,17 +22,17 @@ import common
 from common import ROOT, timed
 from peers import PROMPT, PROMPT_IDS
 
-TRAINING = {  # name: options of train.py, and the two steps between which time is measured
+TRAINING = {  # name: (options of train.py, the steps at which the measured time starts and ends)
     "0.8M": ("--n_layer 4 --n_embd 128 --n_ctx 64 --batch_size 12", 10, 310),
     "4.8M": ("--n_layer 6 --n_head 8 --n_embd 256 --n_ctx 256 --batch_size 16", 10, 20),
 }
 
-# Jobs in a worker: each returns {figure: value} and a result that both checkouts must share
+# Jobs in a worker process: each returns {figure: value} and results, equal for both checkouts
 
 
 def load(checkout, model):
     """Return generate, generate_many and Drafts of a checkout, and a model's (params, hparams)."""
-    sys.path.remove(str(ROOT))  # or modules that the checkout lacks would come from there
+    sys.path.remove(str(ROOT))  # If the other checkout lacks a module, ours must not replace it.
     sys.path.insert(0, checkout)
     from batch import generate_many
     from gpt2 import generate
@@ -52,15 +52,15 @@ def one_text(checkout, model):
     for n in 128, 512, 1000:
         ids = [i * 7919 % 50000 for i in range(n)]
         list(generate(ids, *model, 1))  # the first call also allocates memory
-        seconds, found = timed(list, generate(ids, *model, 1))
+        seconds, new = timed(list, generate(ids, *model, 1))
         figures[f"prompt of {n}, ms"] = seconds * 1e3
-        tokens.append(found)
+        tokens.append(new)
     for n in 40, 200:
         for name, options in {"without drafts": [0], "with drafts": []}.items():
             text = generate(PROMPT_IDS, *model, n, drafts=Drafts(*options))
-            seconds, found = timed(list, text)  # tokens are computed while the list is made
+            seconds, new = timed(list, text)  # Making the list computes the tokens.
             figures[f"{n} tokens {name}, ms"] = seconds * 1e3
-            tokens.append(found)
+            tokens.append(new)
     return figures, tokens
 
 
@@ -69,9 +69,9 @@ def many_texts(checkout, model):
     rng, figures, tokens = random.Random(0), {}, []
     texts = [rng.choices(range(50_000), k=rng.randrange(5, 31)) for _ in range(32)]
     for size, n in (1, 8), (8, 16), (32, 32):
-        seconds, found = timed(list, generate_many(texts[:n], *model, 20, batch_size=size))
+        seconds, pairs = timed(list, generate_many(texts[:n], *model, 20, batch_size=size))
         figures[f"{n} texts of 20 tokens, {size} at once, ms"] = seconds * 1e3
-        tokens.append([[id_ for j, id_ in found if j == i] for i in range(n)])
+        tokens.append([[id_ for j, id_ in pairs if j == i] for i in range(n)])
     return figures, tokens
 
 
@@ -121,13 +121,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=10, help="(10)")
     args = parser.parse_args()
     sides = {"other": args.other, "this": str(ROOT)}
-    figures = {}  # name: a pair for each round, the value of the other checkout and of this one
+    figures = {}  # {name: [(value of the other checkout, value of this one) in each round]}
     for i in range(args.rounds):
         order = list(sides) if i % 2 else list(sides)[::-1]  # so that neither always runs first
         for job in [*WORKER_JOBS, "whole process", *TRAINING]:
-            found = {side: do(job, sides[side], args.model) for side in order}
-            other, other_results = found["other"]
-            this, this_results = found["this"]
+            outcomes = {side: do(job, sides[side], args.model) for side in order}
+            other, other_results = outcomes["other"]
+            this, this_results = outcomes["this"]
             if other_results != this_results:
                 print(f"round {i + 1}: the results of {job} DIFFER", file=sys.stderr)
             for name in this:

@@ -1,7 +1,7 @@
 """What the benchmarks share: paths, model sizes, timing, worker processes, tables, results.
 
-After `import common`, a script can import the modules of the project. Import it before NumPy: it
-sets how long the threads of OpenBLAS stay awake, which they read from the environment.
+After `import common`, a script can import the modules of the project. Import it before NumPy,
+because it sets how long idle OpenBLAS threads stay awake.
 """
 
 import json
@@ -21,15 +21,15 @@ PAGES = ROOT / "README.md", ROOT / "docs" / "speed.md"
 SHARED = Path(os.environ.get("GPT2_SHARED", ROOT.parent / "shared"))
 VOCABULARY = SHARED / "gpt2-vocab"
 TEXT = SHARED / "data" / "tinyshakespeare.txt"
-N_THREADS = os.cpu_count()  # every program that is compared gets this many
-WEIGHTS = "reading all weights once"  # a row in several tables
+N_THREADS = os.cpu_count()  # All programs get the same number of threads.
+WEIGHTS = "reading all weights once"  # the name of a row in several tables
 SIZES = {  # n_layer, n_head, n_embd
     "124M": (12, 12, 768),
     "355M": (24, 16, 1024),
     "774M": (36, 20, 1280),
     "1558M": (48, 25, 1600),
 }
-sys.path.insert(0, str(ROOT))  # before this folder, which has an encoder.py, too
+sys.path.insert(0, str(ROOT))  # This folder has an encoder.py, too, but the project's comes first.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # as the commands set it
 
 
@@ -47,7 +47,7 @@ def hparams_of(size):
 
 
 def matrices(params):
-    """Yield every matrix with which a pass multiplies its rows."""
+    """Yield every matrix that a pass multiplies its rows with."""
     for block in params["blocks"]:
         for layer in (*block["attn"].values(), *block["mlp"].values()):
             yield layer["w"]
@@ -55,7 +55,7 @@ def matrices(params):
 
 
 def read_weights(params):
-    """Return a function that multiplies one row with every matrix and does nothing else."""
+    """Return a function that only multiplies one row with every matrix."""
     import numpy as np
 
     pairs = [(np.ones((1, len(w)), np.float32), w) for w in matrices(params)]
@@ -71,7 +71,7 @@ def timed(function, *arguments, n=1):
 
 
 def medians(functions, rounds):
-    """Time functions in turn, for some rounds; return {name: median seconds per call}.
+    """Time functions in turn, once per round; return {name: median seconds per call}.
 
     functions: {name: (function, n)}; in each round, n calls are timed together.
     """
@@ -83,9 +83,9 @@ def medians(functions, rounds):
 
 
 def run_program(command, **options):
-    """Run a program; return its seconds, its peak memory in MiB, and its standard output.
+    """Run a program; return its time in seconds, its peak memory in MiB, and its standard output.
 
-    On Linux the peak is at least the memory of the calling script, so keep that small.
+    On Linux the peak includes the memory of the calling script at the start, so keep that small.
     """
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
@@ -113,18 +113,18 @@ def run_worker(script, *job):
     job: the function's name and its arguments. The script must pass the function to start().
     """
     command = [sys.executable, script, "--worker", json.dumps(job, default=str)]
-    done = subprocess.run(command, env=blas_threads(), stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    process = subprocess.run(command, env=blas_threads(), stdout=subprocess.PIPE, check=True)
+    return json.loads(process.stdout)
 
 
 def start(main, *jobs):
-    """Run main. In a worker process, run its job instead and print the result as JSON."""
+    """Run main, or, in a worker process, run its job and print the result as JSON."""
     if "--worker" not in sys.argv:
         main()
         return
     name, *arguments = json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to stderr from here on
+    os.dup2(2, 1)  # From here on, libraries print to stderr.
     result = {job.__name__: job for job in jobs}[name](*arguments)
     print(json.dumps(result), file=out)
 
@@ -153,7 +153,7 @@ def machine(packages, threads=N_THREADS):
 
 
 def report(name, lines, packages=("numpy",), threads=N_THREADS, write=True):
-    """Print a table; write it into the pages, and with the machine to results/NAME.md."""
+    """Print a table and the machine; write both to results/NAME.md, and the table into PAGES."""
     text = "\n".join([*lines, "", machine(packages, threads)])
     print(text)
     if write:
@@ -163,7 +163,7 @@ def report(name, lines, packages=("numpy",), threads=N_THREADS, write=True):
 
 
 def fill(marker, lines):
-    """Put lines between <!-- marker --> and <!-- end --> in README.md and docs/speed.md."""
+    """Put lines between <!-- marker --> and <!-- end --> in PAGES."""
     text = "\n".join(lines)
     for path in PAGES:
         before, mark, rest = path.read_text(encoding="utf-8").partition(f"<!-- {marker} -->\n")

@@ -1,9 +1,9 @@
-"""Open a model directory in transformers, and compare ids, logits and greedy text with ours.
+"""Load a model directory with transformers, and compare its ids, logits and greedy text with ours.
 
     pip install torch transformers
     python benchmarks/in_transformers.py [DIRECTORY] [PROMPT]
 
-The default DIRECTORY is models/shakespeare. Any directory that train.py has written will do.
+DIRECTORY is models/shakespeare by default. It can be any directory that train.py has written.
 """
 
 import sys
@@ -28,11 +28,11 @@ def main(directory=ROOT / "models" / "shakespeare", prompt="To be, or not to", n
         theirs = model(torch.tensor([ids])).logits[0].numpy()
         text = model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0]
     ours = gpt2(ids, **params, hparams=hparams)
-    found = list(generate(ids, params, hparams, n))
-    same = text[len(ids) :].tolist()[:n] == found
+    new = list(generate(ids, params, hparams, n))
+    same = text[len(ids) :].tolist()[:n] == new
     print(f"logits differ by at most {np.abs(ours - theirs).max():.1e}")
     print(f"greedy tokens are {'equal' if same else 'DIFFERENT'}")
-    print(prompt + encoder.decode(found))
+    print(prompt + encoder.decode(new))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 
 Programs that are not installed are left out. There are 64 prompts of 5 to 30 tokens, and each is
 continued by 40 greedy tokens, with the random 124M weights of peers.py whose text does not repeat
-itself. One or two texts at once use the first 16 prompts only. "One by one" is gpt2.py's generate,
-one prompt after the other; all other tokens are compared with its tokens. transformers pads
-prompts on the left; llama.cpp keeps all sequences of a batch in one cache. Both start a new batch
-when the last text of the batch before it has ended. The method is that of peers.py.
+itself. With one or two texts at once, only the first 16 prompts are used. "One by one" is gpt2.py's
+generate, for one prompt after the other. The tokens of all other rows are compared with its tokens.
+transformers pads prompts on the left; llama.cpp keeps all sequences of a batch in one cache. Both
+start a new batch when the last text of the previous batch has ended. peers.py explains the method.
 
-The line below the table counts the sampled texts that change when 32 are sampled at once (see
-rounding). Writes results/many_texts.md and the table in docs/speed.md.
+The line below the table says how many sampled texts change if 32 are sampled at once (see
+rounding). Writes results/many_texts.md, and the table in docs/speed.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from common import run_worker, timed
 
 SIZES = 1, 2, 4, 8, 16, 32, 64
 N_PROMPTS, N_TOKENS = 64, 40
-ONE_BY_ONE = 0  # used as a number of texts at once
+ONE_BY_ONE = 0  # stands for generate among the numbers of texts at once
 
 
 def prompts():
@@ -41,11 +41,11 @@ def batches(texts, size):
 def ours_at_once(texts, params, hparams, size, **sampling):
     from batch import generate_many
 
-    found = [[] for _ in texts]
+    new = [[] for _ in texts]
     options = {"batch_size": size, **sampling}
     for i, id_ in generate_many(texts, params, hparams, N_TOKENS, **options):
-        found[i].append(id_)
-    return found
+        new[i].append(id_)
+    return new
 
 
 def ours_one_by_one(texts, params, hparams, **sampling):
@@ -54,7 +54,7 @@ def ours_one_by_one(texts, params, hparams, **sampling):
     return [list(generate(ids, params, hparams, N_TOKENS, **sampling)) for ids in texts]
 
 
-# Programs: each returns a function generate(texts, size), which returns N_TOKENS ids for each text
+# The programs. Each returns a function generate(texts, size), which returns N_TOKENS ids per text.
 
 
 def our_program(directory):
@@ -75,14 +75,14 @@ def transformers_program(directory):
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
     def generate(texts, size):
-        found = []
-        for some in batches(texts, size):
-            longest = max(map(len, some))
-            ids = torch.tensor([[0] * (longest - len(text)) + text for text in some])
-            mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in some])
+        new = []
+        for batch in batches(texts, size):
+            longest = max(map(len, batch))
+            ids = torch.tensor([[0] * (longest - len(text)) + text for text in batch])
+            mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in batch])
             out = model.generate(ids, attention_mask=mask, max_new_tokens=N_TOKENS, **options)
-            found += out[:, longest:].tolist()
-        return found
+            new += out[:, longest:].tolist()
+        return new
 
     return generate
 
@@ -99,8 +99,8 @@ def llama_program(directory):
     n_vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
 
     def decode(context, rows):
-        """Run rows of (id, position, sequence, is_last) through the model; return the best next
-        id of each row that is the last of its sequence."""
+        """Run rows of (id, position, sequence, is_last) through the model. Return the likeliest
+        next id for each row that is the last of its sequence."""
         batch = ll.llama_batch_init(len(rows), 0, 1)
         batch.n_tokens = len(rows)
         for i, (id_, position, sequence, is_last) in enumerate(rows):
@@ -122,25 +122,25 @@ def llama_program(directory):
         return ll.llama_init_from_model(model, options)
 
     def generate(texts, size):
-        context, found = new_context(size, max(map(len, texts))), []
-        for some in batches(texts, size):
+        context, all_new = new_context(size, max(map(len, texts))), []
+        for batch in batches(texts, size):
             ll.llama_memory_clear(ll.llama_get_memory(context), True)
             rows = []
-            for sequence, ids in enumerate(some):
+            for sequence, ids in enumerate(batch):
                 rows += [(id_, i, sequence, i == len(ids) - 1) for i, id_ in enumerate(ids)]
             new = [[id_] for id_ in decode(context, rows)]
             for step in range(N_TOKENS - 1):
                 rows = [
                     (ids[-1], len(prompt) + step, sequence, True)
-                    for sequence, (prompt, ids) in enumerate(zip(some, new))
+                    for sequence, (prompt, ids) in enumerate(zip(batch, new))
                 ]
                 for ids, id_ in zip(new, decode(context, rows)):
                     ids.append(id_)
-            found += new
+            all_new += new
         ll.llama_free(context)
-        return found
+        return all_new
 
-    generate.callback = quiet  # keeps it alive: llama.cpp may still call it
+    generate.callback = quiet  # llama.cpp may still call it, so it must not be freed
     return generate
 
 
@@ -154,20 +154,20 @@ PROGRAMS = {
 def speeds(directory, name, sizes):
     """Return {texts at once: (tokens per second, tokens of each text)}."""
     generate = PROGRAMS[name][0](directory)
-    texts, found = prompts(), {}
+    texts, results = prompts(), {}
     generate(texts[:2], 1)
     for size in sizes:
         n = N_PROMPTS if size > 2 else 16
         seconds, tokens = timed(generate, texts[:n], size)
-        found[size] = n * N_TOKENS / seconds, tokens
-    return found
+        results[size] = n * N_TOKENS / seconds, tokens
+    return results
 
 
 def rounding(n_rounds=36, size=32):
-    """Return a line that counts the sampled texts that change when they are sampled together.
+    """Return a line that says how many sampled texts change when they are sampled together.
 
-    A product of more rows is rounded differently in its last digits. That can change the choice
-    between two tokens that are almost equally likely.
+    The last digits of a product are rounded differently if it has more rows. This can change the
+    choice between two tokens that are almost equally likely.
     """
     hparams, params = peers.load_ours(common.ROOT / "models" / "shakespeare")
     texts, n_different = [[id_] for id_ in range(300, 300 + size)], 0
@@ -186,23 +186,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
     args = parser.parse_args()
     names = [name for name, (_, modules) in PROGRAMS.items() if all(map(find_spec, modules))]
-    found = {name: {} for name in names}  # {name: {size: tokens per second in each round}}
-    tokens = {name: {} for name in names}
+    speed = {name: {} for name in names}  # {name: {size: [tokens per second in each round]}}
+    tokens = {name: {} for name in names}  # {name: {size: tokens of each text}}
     directory = peers.random_model("124M", "varies", names)
     for _ in range(args.rounds):
         for name in names:
             sizes = [ONE_BY_ONE, *SIZES] if name == names[0] else SIZES
             figures = run_worker(__file__, "speeds", directory, name, sizes)
-            for size, (speed, tokens[name][int(size)]) in figures.items():
-                found[name].setdefault(int(size), []).append(speed)
+            for size, (per_second, tokens[name][int(size)]) in figures.items():
+                speed[name].setdefault(int(size), []).append(per_second)
     expected = tokens[names[0]][ONE_BY_ONE]
-    rows = [["one by one", f"{median(found[names[0]][ONE_BY_ONE]):.1f}", *[""] * len(names[1:])]]
+    rows = [["one by one", f"{median(speed[names[0]][ONE_BY_ONE]):.1f}", *[""] * len(names[1:])]]
     for size in SIZES:
         row = [size]
         for name in names:
-            pairs = list(zip(tokens[name][size], expected))  # the shorter list decides
+            pairs = list(zip(tokens[name][size], expected))  # as many as both lists have
             n_same = sum(ours == theirs for ours, theirs in pairs)
-            row.append(f"{median(found[name][size]):.1f} ({n_same} of {len(pairs)})")
+            row.append(f"{median(speed[name][size]):.1f} ({n_same} of {len(pairs)})")
         rows.append(row)
     lines = [*common.table(["texts at once", *names], rows), "", rounding()]
     common.report("many_texts", lines, peers.PACKAGES)

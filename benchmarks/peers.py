@@ -8,16 +8,16 @@ initialised as in the GPT-2 paper, and its greedy text soon repeats itself; "var
 position embeddings, and its greedy text does not. They are kept in benchmarks/weights, in the
 formats of the programs that were installed when they were made. $GPT2_SHARED has the vocabulary.
 
-Method. Each program runs in a process of its own, one at a time, and all with the same number of
-threads. In each round every program takes its turn; the tables show medians over the rounds. Speeds
-do not include starting, loading, and a warm-up of five tokens. The time of generating includes
-reading the prompt of 10 tokens. A prompt's time ends with the logits after its last token. "Whole
+Method: each program runs in its own process, one at a time, and all use the same number of threads.
+In each round, every program takes its turn. The tables show medians over the rounds. Speeds do not
+include starting, loading, and a warm-up of five tokens. The time for generating includes reading
+the prompt of 10 tokens. The time for a prompt ends with the logits after its last token. "Whole
 process" is a new Python process that generates 40 tokens: its time from start to end, and its peak
-resident memory, with the mapped weights. Tokens are compared with those of this project without
+resident memory, including mapped weights. Tokens are compared with those of this project without
 drafts. For "reading all weights once", NumPy multiplies one row with every matrix of the model.
 
-Larger sizes are measured on text that repeats itself. Writes results/peers.md and peers.png, or
-results/sizes.md if other sizes are given, and the tables in README.md and docs/speed.md.
+Larger sizes are only measured on text that repeats itself. Writes results/peers.md and peers.png,
+or results/sizes.md if other sizes are given, and the tables in README.md and docs/speed.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import common
 import numpy as np
 from common import N_THREADS, WEIGHTS, blas_threads, run_worker, timed
 
-VARIANTS = {  # name: (title, standard deviations of the two embeddings)
+VARIANTS = {  # {name: (title, standard deviations of the two embeddings)}
     "repeats": ("text that repeats itself", {"wte": 0.02, "wpe": 0.01}),
     "varies": ("text that does not repeat itself", {"wte": 0.08, "wpe": 1.0}),
 }
@@ -41,7 +41,7 @@ PROMPT = "Alan Turing theorized that computers would one day become"
 PROMPT_IDS = [36235, 39141, 18765, 1143, 326, 9061, 561, 530, 1110, 1716]
 OURS, PLAIN = "this project", "this project, without drafts"
 CT2, LLAMA = ("ctranslate2", "transformers", "tokenizers"), ("llama_cpp", "gguf")
-PEERS = {  # name: the modules that it needs
+PEERS = {  # {name: the modules that it needs}
     "transformers": ("torch", "transformers"),
     "CTranslate2 float32": CT2,
     "CTranslate2 int8": CT2,
@@ -51,7 +51,7 @@ PEERS = {  # name: the modules that it needs
 }
 PACKAGES = "numpy", "torch", "transformers", "ctranslate2", "llama-cpp-python"
 DECODE, PREFILL = (40, 200), (128, 512, 1000)  # numbers of tokens
-FORMATS = {  # column: the format of its figures
+FORMATS = {  # {column: the format of its figures}
     **{f"tokens/s ({n} tokens)": ".1f" for n in DECODE},
     "same tokens": "",
     **{f"prompt of {n} tokens, ms": ".0f" for n in PREFILL},
@@ -64,7 +64,7 @@ SPEED = "tokens/s (200 tokens)"  # the column in the README and in the picture
 
 
 def random_model(size, variant, programs):
-    """Return the directory of a model. The first call makes it."""
+    """Return the directory of a random model. The first call makes it."""
     directory = common.ROOT / "benchmarks" / "weights" / f"{size}-{variant}"
     if not (directory / "done").exists():
         run_worker(__file__, "make_model", directory, size, variant, programs)
@@ -73,7 +73,7 @@ def random_model(size, variant, programs):
 
 
 def make_model(directory, size, variant, programs):
-    """Write random weights as a Hugging Face directory, and in the formats of these programs."""
+    """Write random weights as a Hugging Face directory, and in the formats of the programs."""
     from model_files.directory import save_model
     from model_files.vocabulary import read_vocabulary
     from training.run import init_params
@@ -96,7 +96,7 @@ def make_model(directory, size, variant, programs):
 
 
 def write_gguf(path, hparams, params, vocabulary, kind):
-    """Write llama.cpp's file. Its matrices are [out, in], and its vectors are always float32."""
+    """Write a file for llama.cpp. There, matrices are [out, in], and vectors always float32."""
     import gguf
 
     from model_files.directory import flatten
@@ -148,11 +148,11 @@ def write_gguf(path, hparams, params, vocabulary, kind):
     writer.close()
 
 
-# Programs: each returns two functions, generate(ids, n), which returns n ids, and read_prompt(ids)
+# The programs. Each returns two functions: generate(ids, n), which returns n ids; read_prompt(ids).
 
 
 def load_ours(directory):
-    """Return hparams and params of a model that continues after an end-of-text token."""
+    """Return hparams and params of a model. It has no end of text, so it generates all n ids."""
     from utils import load_encoder_hparams_and_params
 
     _, hparams, params = load_encoder_hparams_and_params(str(directory), "models")
@@ -219,7 +219,7 @@ def ctranslate2_program(directory, kind):
 def llama_program(directory, kind):
     import llama_cpp
 
-    if kind == "Q8_0":  # its AMX kernels crash on some processors: llama.cpp's issue 20824
+    if kind == "Q8_0":  # Its AMX kernels crash on some processors: see llama.cpp's issue 20824.
         params = llama_cpp.llama_model_default_params()
         params.use_extra_bufts = False
         llama_cpp.llama_cpp.llama_model_default_params = lambda: params
@@ -248,7 +248,7 @@ def load(name, directory):
 
 
 def weights_per_second(directory):
-    """Return how often per second NumPy can multiply one row with every matrix of the model."""
+    """Return how often per second NumPy can multiply one row with all matrices of the model."""
     once = common.read_weights(load_ours(directory)[1])
     once()
     return 1 / median(timed(once)[0] for _ in range(20))
@@ -269,7 +269,7 @@ def speeds(directory, name, decode, prefill):
     return figures, tokens
 
 
-WHOLE = {  # short programs as a user would write them; arguments: directory, prompt, threads
+WHOLE = {  # short programs as users write them; arguments: directory, prompt, number of threads
     "transformers": """
 import sys, torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -301,7 +301,7 @@ print(out["choices"][0]["text"])""",
 
 
 def whole_process(name, directory):
-    """Return {column: figure} of a new process that continues the prompt by 40 tokens."""
+    """Return {column: figure} for a new process that continues the prompt by 40 tokens."""
     if name == OURS:
         command = [common.ROOT / "gpt2.py", PROMPT, "--model_size", directory]
     else:
@@ -316,21 +316,21 @@ def whole_process(name, directory):
 
 
 def measure(directory, names, args, with_prompts):
-    """Let all programs take turns for some rounds; return a row {column: cell} for each."""
+    """Let all programs take turns in each round. Return a row {column: cell} for each."""
     decode, prefill = ((40,), (128,)) if args.quick else (DECODE, PREFILL)
-    found, tokens, weights = {name: {} for name in names}, {}, []
+    results, tokens, weights = {name: {} for name in names}, {}, []
     for _ in range(args.rounds):
         weights.append(run_worker(__file__, "weights_per_second", directory))
         for name in names:
             job = directory, name, decode, prefill if with_prompts else []
             figures, tokens[name] = run_worker(__file__, "speeds", *job)
-            if with_prompts and name != PLAIN:  # the command always uses drafts
+            if with_prompts and name != PLAIN:  # The command always uses drafts.
                 figures |= whole_process(name, directory)
             for column, figure in figures.items():
-                found[name].setdefault(column, []).append(figure)
+                results[name].setdefault(column, []).append(figure)
             print(f"  {name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
     rows = []
-    for name, columns in found.items():
+    for name, columns in results.items():
         row = {"": name, "same tokens": agreement(tokens[name], tokens[PLAIN])}
         for column, figures in columns.items():
             row[column] = f"{median(figures):{FORMATS[column]}}"
@@ -341,7 +341,7 @@ def measure(directory, names, args, with_prompts):
 
 
 def agreement(tokens, expected):
-    """Return how many tokens from the first on are equal: "all 200", "first 16" or "none"."""
+    """Return how many tokens are equal before the first difference, such as "first 16"."""
     n = 0
     while n < len(expected) and tokens[n] == expected[n]:
         n += 1
@@ -351,7 +351,7 @@ def agreement(tokens, expected):
 
 
 def lines_of(tables):
-    """Return the lines of {title: rows} as Markdown tables, without empty columns."""
+    """Return {title: rows} as the lines of Markdown tables without empty columns."""
     lines = []
     for title, rows in tables.items():
         columns = [name for name in FORMATS if any(name in row for row in rows)]
@@ -361,7 +361,7 @@ def lines_of(tables):
 
 
 def summary(tables):
-    """Return the lines of the README's table: some rows and columns of the tables of 124M."""
+    """Return the lines of the README's table: some rows and columns of the tables for 124M."""
     repeats, varies = (tables[f"124M, {title}"] for title, _ in VARIANTS.values())
     shown = OURS, PLAIN, "transformers", "llama.cpp F32", "llama.cpp Q8_0", WEIGHTS
     columns = "prompt of 512 tokens, ms", "whole process, s", "peak memory, MiB"
@@ -376,7 +376,7 @@ def summary(tables):
 
 
 def picture(path, tables):
-    """Draw a bar for the speed of each program at 200 tokens, with a panel for each table."""
+    """Draw a panel for each table, with a bar for each program's speed at 200 tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -404,7 +404,7 @@ def main():
     add("--sizes", default="124M", help=f"any of {','.join(common.SIZES)} (124M)")
     add("--peers", default=",".join(PEERS), help=f"any of {','.join(PEERS)} (all)")
     add("--rounds", type=int, default=5, help="(5)")
-    add("--quick", action="store_true", help="one round, fewer figures; writes no file")
+    add("--quick", action="store_true", help="one round, fewer figures, and no file is written")
     args = parser.parse_args()
     chosen = [name for name in args.peers.split(",") if name and all(map(find_spec, PEERS[name]))]
     programs, tables = [OURS, PLAIN, *chosen], {}

@@ -16,7 +16,7 @@ from gpt2 import generate, gpt2
 from utils import load_encoder_hparams_and_params
 
 ROW = r"^\| (\w+) \| `(.+)` \| (\d+) \| `(.+)` \|$"  # size, prompt, number of tokens, continuation
-LOGITS = (  # those of 124M after <|endoftext|>, for ids 0 to 9
+LOGITS = (  # of 124M after <|endoftext|>, for ids 0 to 9
     "-43.431618 -39.836346 -43.065910 -42.828045 -43.529541 "
     "-44.318398 -41.227425 -41.270760 -42.541393 -42.394997"
 )
@@ -36,7 +36,7 @@ def main():
             ids = list(generate(encoder.encode(prompt), params, hparams, int(n_tokens)))
             text = encoder.decode(ids)
             expected = continuation.replace("\\n", "\n")
-            same = expected in (text, " ".join(map(str, ids)))  # some are published as ids
+            same = expected in (text, " ".join(map(str, ids)))  # Some are published as ids.
             print(f"{'same' if same else 'DIFFERENT'}: {prompt!r} -> {text!r}")
             all_same = all_same and same
     if args.model_size == "124M":

@@ -1,16 +1,16 @@
-"""Compare the time of a training step with PyTorch's, for the same weights, data and cores.
+"""Compare the time of a training step with PyTorch, for the same weights, data and cores.
 
     pip install torch
     python benchmarks/train_step.py
 
-Each side runs in processes of its own, and they take turns. A turn starts from the same weights,
-and its first step is not counted. Both sides clip the gradient to norm 1 and take steps of AdamW,
-with weight decay on matrices and without dropout. The losses of each step are compared, so a fast
-but wrong step would be noticed. PyTorch runs eagerly, with its fused attention and fused AdamW.
-"Matrix products alone" is the time in which NumPy computes the matrix products of the linear
-layers, forward and backward, and nothing else.
+The two sides take turns, each in its own process. Each turn starts from the same weights, and its
+first step is not counted. Both sides clip the gradient to norm 1 and take steps of AdamW, with
+weight decay on matrices and without dropout. The losses of all steps are compared, so a fast but
+wrong step would be noticed. PyTorch runs eagerly, with its fused attention and fused AdamW.
+"Matrix products alone" is the time that NumPy needs for the matrix products of the linear layers,
+forward and backward, and nothing else.
 
-Writes results/train_step.md and the table in docs/speed.md.
+Writes results/train_step.md, and the table in docs/speed.md.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import numpy as np
 from common import N_THREADS, run_worker, timed
 
 N_VOCAB, EPS, LEARNING_RATE, DECAY = 65, 1e-5, 1e-3, 0.1  # 65: the characters of tiny Shakespeare
-SHAPES = {  # n_layer, n_head, n_embd, n_ctx, batch
+SHAPES = {  # {parameters: (n_layer, n_head, n_embd, n_ctx, batch size)}
     "0.8M": (4, 4, 128, 64, 12),
     "4.8M": (6, 8, 256, 256, 16),
     "10.8M": (6, 6, 384, 256, 16),
 }
-STEPS = {"0.8M": 100, "4.8M": 8, "10.8M": 5}  # in each turn
+STEPS = {"0.8M": 100, "4.8M": 8, "10.8M": 5}  # per turn
 
 
 def hparams_of(shape):
@@ -45,7 +45,7 @@ def batch(shape, step):  # -> [batch, n_ctx + 1] ids, the same for both sides
     return np.random.default_rng(step).integers(N_VOCAB, size=(shape[4], shape[3] + 1))
 
 
-# The sides: each takes one step after the other and yields the losses
+# The sides. Each takes one step after the other, and yields the loss of each.
 
 
 def numpy_side(shape):
@@ -65,7 +65,7 @@ def numpy_side(shape):
 
 
 def products_side(shape):
-    """Compute only the matrix products of a step, with a part of the batch on each thread."""
+    """Only compute the matrix products of a step. Each thread takes its part of the batch."""
     from evaluate import worker_threads
 
     _, _, n_embd, n_ctx, size = shape
@@ -94,7 +94,7 @@ def torch_side(shape):
     n_layer, n_head, e, _, _ = shape
     params = {}
     for name, x in flatten(start_params(shape)).items():
-        x = x.T if name.startswith("h.") and x.ndim == 2 else x  # F.linear takes [out, in]
+        x = x.T if name.startswith("h.") and x.ndim == 2 else x  # F.linear expects [out, in].
         params[name] = torch.from_numpy(x).contiguous().requires_grad_()
 
     def linear(x, name):
@@ -148,12 +148,12 @@ def compare(name, rounds):
     seconds = {side: [] for side in SIDES}
     losses = {}
     for i in range(rounds):
-        sides = list(seconds) if i % 2 else list(seconds)[::-1]  # no side is always first
+        sides = list(seconds) if i % 2 else list(seconds)[::-1]  # so that no side is always first
         for side in sides:
-            found = run_worker(__file__, "steps", side, name, n_steps)
-            seconds[side] += [second for second, _ in found[1:]]
-            losses[side] = [loss for _, loss in found]
-    apart = max(abs(ours - theirs) for ours, theirs in zip(losses["numpy"], losses["torch"]))
+            turn = run_worker(__file__, "steps", side, name, n_steps)
+            seconds[side] += [second for second, _ in turn[1:]]
+            losses[side] = [loss for _, loss in turn]
+    difference = max(abs(ours - theirs) for ours, theirs in zip(losses["numpy"], losses["torch"]))
     ours, theirs, products = (median(column) * 1e3 for column in seconds.values())
     n_tokens = shape[3] * shape[4]
     return (
@@ -163,7 +163,7 @@ def compare(name, rounds):
         f"{theirs / ours:.2f}",
         f"{products:.1f}",
         f"{n_tokens / ours * 1e3:,.0f}",
-        f"{apart:.1e} in {n_steps} steps",
+        f"{difference:.1e} in {n_steps} steps",
     )
 
 
@@ -171,7 +171,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", default=",".join(SHAPES), help=f"any of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=5, help="(5)")
-    parser.add_argument("--quick", action="store_true", help="one round; writes no file")
+    parser.add_argument("--quick", action="store_true", help="one round, and no file is written")
     args = parser.parse_args()
     head = [
         "parameters (layers, heads, width, context, batch)",

@@ -1,13 +1,13 @@
-"""Measure what one pass over a model costs, and what each trick buys.
+"""Measure how long a pass over a model takes, and how much time each trick saves.
 
     python benchmarks/tricks.py
 
 The shapes are those of the 124M model, and the weights are random. Each row of a pass is a token:
 of a prompt, of a draft, or the next token of one of several texts. "Reading all weights once" is
-one row times every matrix and nothing else. "NumPy calls alone" is a token's pass through a model
-with as many layers and heads, but only one number per head. It shows the cost of the calls, since
-there is hardly anything to compute. Each trick takes turns with the plain way. The set of matrices
-is too large for the processor's cache, as it is in a pass over a model.
+one row times every matrix, and nothing else. "NumPy calls alone" is a pass of one token through a
+model with the same number of layers and heads, but only one number per head. There is hardly
+anything to compute, so it shows the cost of the calls. Each trick takes turns with the plain way.
+Together, the matrices are too large for the processor's cache, as in a pass over a model.
 
 Writes results/passes.md and results/tricks.md, and the tables in docs/speed.md.
 """
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 from unittest.mock import patch
 
-import common  # before NumPy, since it sets how long OpenBLAS's threads stay awake
+import common  # before NumPy: see its docstring
 import numpy as np
 from common import timed
 
@@ -34,7 +34,7 @@ def normal(*shape):
 
 
 def attention_at_once(q, k, v):
-    """Compute all scores at once, also those above the diagonal."""
+    """Compute all scores at once, including those above the diagonal."""
     n = q.shape[1]
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     scores += np.triu(np.full((n, n), -np.inf, np.float32), 1)
@@ -54,7 +54,7 @@ def by_product(x, matrices):
     return [product(x, w) for w in matrices]
 
 
-# Tricks: each yields a name, a function without the trick, and a function with it
+# The tricks. Each is a name, a function without the trick, and a function with it.
 
 
 def prompt_tricks():
@@ -107,7 +107,7 @@ def measure_tricks(rounds):
     """Return the lines of the table of tricks."""
     rows = []
     for name, without, trick in chain(prompt_tricks(), product_tricks()):
-        n = max(1, int(0.005 / timed(without)[0]))  # calls in each turn; this one is the warm-up
+        n = max(1, int(0.005 / timed(without)[0]))  # calls per turn; the timed one is the warm-up
         timed(trick)
         seconds = common.medians({"without": (without, n), "with": (trick, n)}, rounds)
         a, b = seconds["without"] * 1e3, seconds["with"] * 1e3
@@ -125,7 +125,7 @@ def passes(hparams, params):
 
 
 def measure_passes(rounds):
-    """Return the lines of two tables: one row by its position, and several rows by their number."""
+    """Return the lines of two tables: one row at several positions, and several rows at once."""
     hparams = common.hparams_of("124M")
     narrow = {**hparams, "n_vocab": 64, "n_embd": hparams["n_head"]}
     params = init_params(hparams, RNG)

@@ -1,6 +1,6 @@
-"""The lesson as a Jupyter notebook: prose and quotes are Markdown cells, the rest is to be run.
+"""Write the lesson as a Jupyter notebook: prose and quotes are Markdown cells, code is code cells.
 
-Pictures are drawn anew in it, from the variables as they then are. Answers are folded cells.
+Pictures are code cells, too: they are drawn from the notebook's variables. Answers are folded.
 """
 
 import json
@@ -21,7 +21,7 @@ places = [Path.cwd(), *Path.cwd().parents, Path.cwd() / "gpt2"]
 root = next((path for path in places if (path / "gpt2_pico.py").is_file()), None)
 if root is None:
     if not address:
-        raise FileNotFoundError("put this notebook into the project's folder, or fill in address")
+        raise FileNotFoundError("gpt2_pico.py is not here: move this notebook into the project")
     root = places[-1]
     subprocess.run(["git", "clone", "--depth", "1", address, str(root)], check=True)
 os.chdir(root)
@@ -40,22 +40,23 @@ FOLDED = {"jupyter": {"source_hidden": True, "outputs_hidden": True}}
 
 
 def notebook_of(text, results, pictures, source, target):
-    """Return the JSON of a notebook.
+    """Return the JSON of a notebook. results: of run.run.
 
     pictures: {name: SVG}; source, target: the directories of the text and of the notebook.
     """
 
-    def folded(place):
-        return text.count(OPEN, 0, place) > text.count(CLOSE, 0, place)
+    def is_folded(i):
+        return text.count(OPEN, 0, i) > text.count(CLOSE, 0, i)
 
-    cells, prose, place = [code_cell(FIRST_CELL.format(address=origin()))], "", 0
+    cells, prose = [code_cell(FIRST_CELL.format(address=origin()))], ""
+    end = 0  # where the part before ends
     for part, result in results:
-        prose += text[place : part.start()]
+        prose += text[end : part.start()]
         if part["quote"]:
             prose += f"```python\n{result}```\n"
         else:
-            cells += prose_cells(prose, folded(part.start()), source, target)
-            prose = f"{OPEN}\n" * folded(part.end())  # what is said behind it is folded again
+            cells += prose_cells(prose, is_folded(part.start()), source, target)
+            prose = f"{OPEN}\n" if is_folded(part.end()) else ""  # The answer goes on.
             if part["picture"]:
                 call = f"SVG(pictures.{part['picture']}({part['values']}))"
                 svg = {"image/svg+xml": pictures[part["picture"]], "text/plain": "a picture"}
@@ -64,9 +65,9 @@ def notebook_of(text, results, pictures, source, target):
             else:
                 output = {"output_type": "stream", "name": "stdout", "text": result}
                 cells.append(code_cell(part["code"], output if result else None))
-                cells[-1]["metadata"] = FOLDED if folded(part.start()) else {}
-        place = part.end()
-    cells += prose_cells(prose + text[place:], False, source, target)
+                cells[-1]["metadata"] = FOLDED if is_folded(part.start()) else {}
+        end = part.end()
+    cells += prose_cells(prose + text[end:], False, source, target)
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -76,16 +77,17 @@ def notebook_of(text, results, pictures, source, target):
 
 
 def code_cell(code, output=None):
-    outputs = [output] if output else []
     cell = {"cell_type": "code", "execution_count": None, "metadata": {}}
-    return {**cell, "outputs": outputs, "source": code.strip()}
+    return {**cell, "outputs": [output] if output else [], "source": code.strip()}
 
 
 def prose_cells(prose, folded, source, target):
-    """The cell of some Markdown, if there is any. folded: the code behind it is an answer."""
-    prose += f"\n\n{CLOSE}" * folded
-    if EMPTY.search(prose.rstrip(), prose.rindex(OPEN) if folded else 0) and folded:
-        prose = prose[: prose.rindex(OPEN)] + "*Answer: unfold the next cell.*"
+    """Return a Markdown cell in a list, or an empty list. folded: the code of an answer follows."""
+    if folded:
+        prose += f"\n\n{CLOSE}"
+        start = prose.rindex(OPEN)
+        if EMPTY.search(prose, start):
+            prose = prose[:start] + "*Answer: unfold the next cell.*"
     prose = EMPTY.sub("", prose)
 
     def moved(link):
@@ -97,12 +99,12 @@ def prose_cells(prose, folded, source, target):
 
 
 def anchor(link):
-    """Jupyter's address of a heading is its text."""
+    """Return a link to a heading as Jupyter writes it: the address is the heading's text."""
     return f"[{link[1]}](#{link[1].replace(' ', '-')})"
 
 
 def origin():
-    """Where this checkout was cloned from, "" if that is not known."""
+    """Return where this checkout was cloned from, or "" if that is unknown."""
     command = ["git", "config", "--get", "remote.origin.url"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -1,8 +1,8 @@
-"""The lesson's pictures: each function takes what run.py found in the text's variables, and returns
-an SVG. Needs matplotlib; the same values give the same file.
+"""Draw the lesson's pictures. Each function takes values from run.py and returns an SVG.
 
-Colours are told apart by colour-blind readers: viridis and purple-orange maps, and for lines
-Okabe and Ito's blue and vermilion. The ground is white, so that a dark page does not matter.
+The same values give the same file. Needs matplotlib. Colour-blind readers can tell the colours
+apart: maps are blue, or purple and orange, and lines have Okabe and Ito's blue and vermilion. The
+background is white, because a reader's page may be dark.
 """
 
 import io
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#888888"
 STYLE = {
-    "svg.hashsalt": "lesson",  # no random names in the file
-    "svg.fonttype": "path",  # no font to be missing
+    "svg.hashsalt": "lesson",  # Otherwise the file would contain random names.
+    "svg.fonttype": "path",  # A reader may not have the font.
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -21,28 +21,28 @@ STYLE = {
 
 
 def picture(draw):
-    """Let a function draw on a white figure in our style, and return it as SVG."""
+    """Decorate a function that draws on a figure, so that it returns the figure as SVG."""
 
     def drawn(*values):
         with matplotlib.rc_context(STYLE):
             figure = Figure(facecolor="white", layout="constrained")
             draw(figure, *(x.tolist() if hasattr(x, "tolist") else x for x in values))
             file = io.StringIO()
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(file, format="svg", metadata=nothing)
+            no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(file, format="svg", metadata=no_metadata)
         return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
 
     return drawn
 
 
 def one(figure, width, height, **labels):
-    """The only axes of a figure so many inches large."""
+    """Return the only axes of a figure of this size in inches."""
     figure.set_size_inches(width, height)
     return figure.subplots(subplot_kw=labels)
 
 
 def grid(axes, rows, name_of_row=None, name_of_column=None, **colours):
-    """A map: a coloured cell for each number, named by tokens."""
+    """Draw a map with a coloured cell for each number, and tokens beside its rows and columns."""
     image = axes.imshow(rows, aspect="auto", interpolation="nearest", **colours)
     axes.set_xticks(range(len(name_of_column or [])), name_of_column or [])
     axes.set_yticks(range(len(name_of_row or [])), name_of_row or [])
@@ -52,12 +52,12 @@ def grid(axes, rows, name_of_row=None, name_of_column=None, **colours):
 
 
 def shown(text):
-    """A token with everything in it made visible: " be" is "␣be"."""
+    """Return a token with all its characters visible: " be" as "␣be"."""
     return "".join(char if char.isprintable() else "\\n" for char in text).replace(" ", "␣")
 
 
 def diverging(rows):
-    """Colours from purple, below 0, to orange."""
+    """Return the options of a map whose colours go from purple, below 0, to orange."""
     largest = max(abs(x) for row in rows for x in row)
     return {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
 
@@ -66,27 +66,16 @@ def diverging(rows):
 def merges(figure, steps):
     axes = one(figure, 6.4, 0.42 * len(steps) + 0.3)
     for level, tokens in enumerate(steps):
-        place = 0
+        left = 0
         for token in tokens:
             new = level == 0 or token not in steps[level - 1]
-            axes.text(
-                place + len(token) / 2,
-                level,
-                token,
-                ha="center",
-                va="center",
-                family="monospace",
-                color="black" if new else GREY,
-            )
-            box = matplotlib.patches.Rectangle(
-                (place + 0.04, level - 0.4),
-                len(token) - 0.08,
-                0.8,
-                facecolor="#CCE3F0" if new and level else "white",
-                edgecolor=BLUE if new and level else GREY,
-            )
+            font = {"family": "monospace", "color": "black" if new else GREY}
+            axes.text(left + len(token) / 2, level, token, ha="center", va="center", **font)
+            fill, edge = ("#CCE3F0", BLUE) if new and level else ("white", GREY)
+            corner, width = (left + 0.04, level - 0.4), len(token) - 0.08
+            box = matplotlib.patches.Rectangle(corner, width, 0.8, facecolor=fill, edgecolor=edge)
             axes.add_patch(box)
-            place += len(token)
+            left += len(token)
     axes.set(xlim=(0, sum(map(len, steps[0]))), ylim=(-0.5, len(steps) - 0.5))
     axes.axis("off")
 
@@ -171,7 +160,8 @@ def lens(figure, best, p, tokens):
     axes = one(figure, 6.4, 0.34 * len(best) + 0.7, xlabel="token of the prompt")
     depths = [f"after {i} blocks" for i in range(len(best))]
     image = grid(axes, p, depths, [*map(shown, tokens)], cmap="Blues", vmin=0, vmax=1)
-    axes.invert_yaxis()
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
     for i, row in enumerate(best):
         for j, token in enumerate(row):
             color = "white" if p[i][j] > 0.6 else "black"

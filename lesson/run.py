@@ -1,23 +1,23 @@
-"""Run the Python in a Markdown file, and hold what it prints against what stands below it.
+"""Run the Python code in a Markdown file, and compare its output with the output in the file.
 
-    python lesson/run.py                              the lesson: compare
-    python lesson/run.py docs/gradients.md            another file
-    python lesson/run.py --write                      put in what has changed
-    python lesson/run.py --notebook lesson.ipynb      the same text as a notebook, with its outputs
+    python lesson/run.py                              compare the lesson
+    python lesson/run.py docs/gradients.md            compare another file
+    python lesson/run.py --write                      put the new outputs, quotes and pictures in
+    python lesson/run.py --notebook lesson.ipynb      write a notebook with the outputs
     GPT2_MODEL=124M python lesson/run.py              print the text with another model's outputs
 
-Three kinds of parts are not prose:
+Three kinds of parts are checked:
 
-    ```python                              Python, which is run; the fence without a language right
-                                           below it, if there is one, is what it prints
-    <!-- quote gpt2_pico.mha: n, e ... d = -->      the fence below it is a function's source, or
-                                           its lines from one that has "n, e" to one that has "d ="
-    <!-- picture heads: weights, tokens -->         the picture below it is what the function heads
-                                           in pictures.py draws of these variables
+    ```python                                    This code is run. If a fence without a language
+                                                 follows it, that fence shows the output.
+    <!-- quote gpt2_pico.mha: n, e ... d = -->   The fence below quotes this function, here from
+                                                 the line with "n, e" to the next one with "d =".
+    <!-- picture heads: weights, tokens -->      The picture below is drawn from these variables,
+                                                 by the function heads in pictures.py.
 
-All fences of a file share their variables. Numbers with a decimal point are equal within one unit
-of the last digit written, since processors round differently; all else is compared as it stands.
-What was plotted lies in pictures/plotted.json, so that only drawing takes matplotlib.
+All code of a file shares its variables. Numbers with a decimal point may differ by one unit of
+their last digit, since processors round differently. Everything else has to be equal. What the
+pictures show is kept in pictures/plotted.json, so matplotlib is only needed to draw them.
 """
 
 import ast
@@ -45,17 +45,14 @@ PART = re.compile(
     r"|^<!-- picture (?P<picture>\w+): (?P<values>[^\n]+) -->\n(?P<image>!\[[^\n]+)\n",
     re.DOTALL | re.MULTILINE,
 )
-DECIMAL = re.compile(r" *-?\d+\.\d+")  # with its padding, which a change of sign moves
-
-
-# ==== Running ===================================================================================
+DECIMAL = re.compile(r" *-?\d+\.\d+")  # with its padding, which depends on the sign
 
 
 def run(text, name, variables):
-    """Yield (a match of PART, what belongs there) of all parts; variables is a dict to fill.
+    """Yield (match of PART, result) for all parts of a text. variables: a dict, which is filled.
 
-    What belongs there: the source of a quote, what a fence prints, the values of a picture.
-    ValueError naming the line of the file if that fails.
+    A result is the source of a quote, the output of code, or the values of a picture. If code
+    fails, a ValueError names its line in the file.
     """
     variables["__name__"] = name
     for part in PART.finditer(text):
@@ -70,7 +67,7 @@ def run(text, name, variables):
 
 
 def result_of(part, line, name, variables):
-    """Return what belongs to a part that begins in a line of the file."""
+    """Return the result of a part, which begins in this line of the file."""
     if part["quote"]:
         try:
             return quote(part["quote"])
@@ -79,13 +76,13 @@ def result_of(part, line, name, variables):
     if part["picture"]:
         return [plain(eval(value, variables)) for value in part["values"].split(", ")]
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # with the line breaks, errors name the file's lines
+    with contextlib.redirect_stdout(printed):  # The line breaks make errors name the file's lines.
         exec(compile("\n" * line + part["code"], name, "exec"), variables)
     return printed.getvalue()
 
 
 def quote(what):
-    """Return the source of gpt2_pico.mha, encoder.Encoder.encode or encoder.WORD; or some lines."""
+    """Return the source of a name such as encoder.Encoder.encode, or some of its lines."""
     name, _, lines = what.partition(": ")
     path, *names = name.split(".")
     while not ROOT.joinpath(f"{path}.py").is_file():
@@ -96,7 +93,7 @@ def quote(what):
         node = next(child for child in node.body if name in names_of(child))
     if names:
         first = node.lineno - 1
-        while source[first - 1].lstrip().startswith("#"):  # what is said of it, above it
+        while source[first - 1].lstrip().startswith("#"):  # with the comment above it
             first -= 1
         source = source[first : node.end_lineno]
     if lines:
@@ -113,8 +110,8 @@ def names_of(node):
 
 
 def plain(value):
-    """Return a value as JSON has it, with numbers of three decimals."""
-    if hasattr(value, "tolist"):  # an array, or a number of NumPy's
+    """Return a value as JSON can hold it, with its numbers rounded to three decimals."""
+    if hasattr(value, "tolist"):  # an array or a NumPy number
         value = value.tolist()
     if isinstance(value, (list, tuple, range)):
         return [plain(x) for x in value]
@@ -125,15 +122,15 @@ def plain(value):
 
 
 def faults(path, results):
-    """What stands otherwise in the file than it should, in a line or more each."""
+    """Yield a message, of one or more lines, for each part of the file that is out of date."""
     for part, result in results:
+        fault, written = "", part["output"] or ""
         if part["picture"]:
             fault = picture_fault(path.parent / "pictures", part["picture"], result)
-        elif part["quote"]:
-            fault = part["source"] != result and f"quoted\n{part['source']}is\n{result}"
-        else:
-            written = part["output"] or ""
-            fault = differ(written, result) and f"written\n{written}printed\n{result}"
+        elif part["quote"] and part["source"] != result:
+            fault = f"quoted:\n{part['source']}in the source:\n{result}"
+        elif not part["quote"] and differ(written, result):
+            fault = f"in the file:\n{written}printed:\n{result}"
         if fault:
             yield f"{path}:{part.string.count(chr(10), 0, part.start()) + 1}: {fault}"
 
@@ -151,14 +148,14 @@ def differ(written, printed):
 
 
 def picture_fault(directory, name, values):
-    """ "" if the picture is the one that was drawn, and was drawn of these values."""
+    """Return what is wrong with a picture of these values, or "" if nothing is."""
     picture = read_plotted(directory).get(name)
     if not picture or not (directory / f"{name}.svg").is_file():
-        return f"no picture {name}: --write draws it"
+        return f"the picture {name} is missing: --write draws it"
     if digest((directory / f"{name}.svg").read_text(encoding="utf-8")) != picture["sha256"]:
-        return f"{name}.svg is not what was drawn"
+        return f"{name}.svg was changed after it was drawn: --write draws it again"
     same = near(picture["values"], values)
-    return "" if same else f"{name} shows\n{picture['values']}\nand has to show\n{values}\n"
+    return "" if same else f"drawn in {name}.svg:\n{picture['values']}\ncomputed:\n{values}\n"
 
 
 def near(a, b):
@@ -182,7 +179,7 @@ def digest(text):
 
 
 def write(path, text, results):
-    """Put into the file what belongs there, and draw the pictures whose values are others."""
+    """Put the results into the file, and draw the pictures whose values have changed."""
     directory, plotted = path.parent / "pictures", {}
     for name, svg, values in drawn(directory, results):
         directory.mkdir(exist_ok=True)
@@ -195,13 +192,12 @@ def write(path, text, results):
 
 
 def drawn(directory, results):
-    """Yield (name, SVG, values) of each picture; what is there and right is not drawn again."""
+    """Yield (name, SVG, values) of each picture. One that is up to date is not drawn again."""
     for part, values in results:
-        if not (name := part["picture"]):
-            continue
-        if picture_fault(directory, name, values):
+        name = part["picture"]
+        if name and picture_fault(directory, name, values):
             yield name, draw(name, values), values
-        else:
+        elif name:
             svg = (directory / f"{name}.svg").read_text(encoding="utf-8")
             yield name, svg, read_plotted(directory)[name]["values"]
 
@@ -231,36 +227,37 @@ def write_text(path, text):
 
 
 def rewritten(text, results):
-    """Yield the text, piece by piece, with what belongs there."""
-    place = 0
+    """Yield the text in pieces, with the results in their places."""
+    end = 0
     for part, result in results:
         if part["quote"]:
             start, stop, new = *part.span("source"), result
         elif part["code"] and differ(part["output"] or "", result):
             start, stop = part.end("code"), part.end()
-            new = "```\n" + f"\n```\n{result}```\n" * bool(result)
+            new = f"```\n\n```\n{result}```\n" if result else "```\n"
         else:
             start, stop, new = part.end(), part.end(), ""
-        yield text[place:start] + new
-        place = stop
-    yield text[place:]
+        yield text[end:start] + new
+        end = stop
+    yield text[end:]
 
 
 def work(args):
     """Compare the files, write or print them with new outputs, or write a notebook."""
-    files, found = [path.absolute() for path in args.files], []
-    notebook = args.notebook and args.notebook.absolute()
+    files = [path.absolute() for path in args.files]
+    notebook = args.notebook.absolute() if args.notebook else None
     if notebook and (notebook.is_dir() or not notebook.parent.is_dir()):
         raise cli.UsageError(f"{notebook} is not a file in a directory that exists")
     if notebook and (args.write or len(files) > 1 or notebook.resolve() == files[0].resolve()):
-        raise cli.UsageError("--notebook takes one file, and writes another one")
+        raise cli.UsageError("--notebook takes one file and writes another: leave out --write")
     other_model = os.environ.get("GPT2_MODEL", "shakespeare") != "shakespeare"
     if other_model and args.write:
-        raise cli.UsageError("--write is for the model that ships: unset GPT2_MODEL")
-    if not other_model:  # a small one, whose threads would only wait for each other
+        raise cli.UsageError("--write needs the model of this repository: unset GPT2_MODEL")
+    if not other_model:  # It is so small that threads would only wait for each other.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     texts = [read_text(path) for path in files]
     os.chdir(ROOT)
+    is_good = True
     for path, text in zip(files, texts):
         results = run(text, str(path), {})
         if other_model and not notebook:
@@ -272,21 +269,22 @@ def work(args):
             from notebook import notebook_of
 
             pictures = {name: svg for name, svg, _ in drawn(path.parent / "pictures", results)}
-            places = path.parent.resolve(), notebook.parent.resolve()
-            write_text(notebook, notebook_of(text, results, pictures, *places))
+            directories = path.parent.resolve(), notebook.parent.resolve()
+            write_text(notebook, notebook_of(text, results, pictures, *directories))
         elif args.write:
             write(path, text, results)
         else:
-            found += faults(path, results)
-            print("\n".join(found) or f"{path}: all holds", file=sys.stderr)
-    if found:
+            messages = list(faults(path, results))
+            print("\n".join(messages) or f"{path}: everything matches", file=sys.stderr)
+            is_good = is_good and not messages
+    if not is_good:
         raise SystemExit(1)
 
 
 def main():
     parser = cli.new_parser("lesson/run.py", __doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[LESSON], help="(the lesson)")
-    parser.add_argument("--write", action="store_true", help="put in what has changed")
+    parser.add_argument("files", nargs="*", type=Path, default=[LESSON], help="(lesson/README.md)")
+    parser.add_argument("--write", action="store_true", help="update what the files show")
     parser.add_argument("--notebook", type=Path, metavar="FILE", help="write a notebook instead")
     return cli.run(parser, work)
 

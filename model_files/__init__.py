@@ -1,26 +1,26 @@
-"""The files of a model, and how they get onto the disk. To learn GPT-2 you need not read them.
+"""Read, check, save and download the files of a model. You can learn GPT-2 without this folder.
 
-directory.py      a model directory: read, check, save; names and shapes of the parameters
-vocabulary.py     tokenizer.json, or vocab.json with merges.txt
-safetensors.py    the format of weights on the Hugging Face hub
-tensor_bundle.py  the format of OpenAI's own weights, a TensorFlow checkpoint
-hub.py            models of the hub, of OpenAI's store, of Hugging Face's cache; texts
-files.py          strict JSON, atomic writes, locks, what may be printed
-added_tokens.py   tokens that other people's models have added
+directory.py      read, check and save a model directory; names and shapes of the parameters
+vocabulary.py     read tokenizer.json, or vocab.json with merges.txt
+safetensors.py    read and write safetensors, the format of weights on the Hugging Face hub
+tensor_bundle.py  read TensorFlow checkpoints, the format of OpenAI's own weights
+hub.py            download models from the hub or OpenAI's store; download texts
+files.py          strict JSON, atomic writes, locks, safe printing
+added_tokens.py   tokens such as <|user|> that other models have added
 unicode16.py      the letters that the reference tokenizers know
 
-Nothing in a file is trusted or executed. What does not fit is refused with a ValueError of one line
-that names the file and the fault. Nothing here imports from outside the folder.
+No file is trusted, and nothing in it is executed. A file that does not fit is refused with a
+ValueError: one line that names the file and the fault. No module imports from outside this folder.
 """
 
 END_OF_TEXT = "<|endoftext|>"
-SIZES = {  # what OpenAI released: repository, commit
+SIZES = {  # The values are a repository on the Hugging Face hub, and its commit.
     "124M": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "355M": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
     "774M": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
     "1558M": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
 }
-CONFIG = {  # the other keys have GPT-2's values by default
+CONFIG = {  # All other keys of config.json have GPT-2's values by default.
     "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "eos_token_id": 50256},
     "355M": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "eos_token_id": 50256},
     "774M": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "eos_token_id": 50256},
@@ -28,7 +28,7 @@ CONFIG = {  # the other keys have GPT-2's values by default
 }
 VOCAB = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-BUNDLE = "model.ckpt.data-00000-of-00001"  # OpenAI's own file of weights
+BUNDLE = "model.ckpt.data-00000-of-00001"  # The weights have this name in OpenAI's store.
 SHA256 = {
     **{f"{size}/vocab.json": VOCAB for size in SIZES},
     **{f"{size}/merges.txt": MERGES for size in SIZES},

@@ -1,11 +1,11 @@
-"""Added tokens: texts such as <|user|> that become one id wherever they stand in a text.
+"""Added tokens: texts such as <|user|> that become one id wherever they occur in a text.
 
-GPT-2 itself has none but <|endoftext|>. These files may name those of other models:
+GPT-2 itself has only <|endoftext|>. Other models list theirs in these files:
 
 tokenizer.json           added_tokens: [{"id": 50257, "content": "<|user|>", "lstrip": false, ...}]
 tokenizer_config.json    added_tokens_decoder: {"50257": {"content": "<|user|>", ...}}
                          pad_token: "<pad>", and so on; additional_special_tokens: ["<a>", ...]
-special_tokens_map.json  the same as these two
+special_tokens_map.json  pad_token, and so on; additional_special_tokens
 added_tokens.json        {"<|user|>": 50257}
 """
 
@@ -22,10 +22,10 @@ PURPOSES = [f"{purpose}_token" for purpose in ("bos", "eos", "unk", "sep", "pad"
 
 
 class AddedToken(NamedTuple):
-    """A text that becomes its id before the rest of the text is split into words.
+    """An added token: its text is replaced by its id before the other text is split into words.
 
-    lstrip, rstrip: it takes the white space before it, after it; single_word: it counts only where
-    no letter, digit or _ is next to it; normalized: it is searched for after the others.
+    lstrip, rstrip: it includes the white space on its left or right; single_word: it is ignored if
+    a letter, a digit or _ is next to it; normalized: it is searched for after the others.
     """
 
     id: int
@@ -37,6 +37,7 @@ class AddedToken(NamedTuple):
 
 # ==== In a text =================================================================================
 
+# The reference tokenizers call these characters white space. Python's isspace() accepts more.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
@@ -44,7 +45,7 @@ FIND_LETTER = regex.compile(rf"[\w--[{UNASSIGNED}]]", regex.VERSION1).search
 
 
 def encode(text, encoder):
-    """Return the ids of a text in which added tokens may stand."""
+    """Return the ids of a text that may contain added tokens."""
     ids = []
     for part in split_at_added(text, encoder.vocabulary):
         if isinstance(part, str):
@@ -52,15 +53,15 @@ def encode(text, encoder):
         elif part.id < encoder.n_vocab:
             ids.append(part.id)
         else:
-            token = encoder.tokens[part.id]
-            raise ValueError(f"{token!r} is id {part.id}: the model has {encoder.n_vocab} ids")
+            token, n_vocab = encoder.tokens[part.id], encoder.n_vocab
+            raise ValueError(f"added token {token!r} is id {part.id}: the model has {n_vocab} ids")
     return ids
 
 
 def split_at_added(text, vocabulary):
-    """Return the parts of a text: "Hi<|user|>!" -> ["Hi", AddedToken(50257), "!"].
+    """Split a text at its added tokens: "Hi<|user|>!" -> ["Hi", AddedToken(50257), "!"].
 
-    If the vocabulary says so, each part that is text begins with a space.
+    If the vocabulary has add_prefix_space, a space is put before each part that is text.
     """
     parts = [text] if text else []
     for normalized in (False, True):
@@ -81,12 +82,12 @@ def with_space(part):
 
 
 def split_part(part, added):
-    """Yield what a part becomes when it is split at these added tokens, {text: AddedToken}."""
+    """Split a part, if it is text, at these added tokens, {text: AddedToken}. Yield its parts."""
     if not isinstance(part, str):
         yield part
         return
     longest_first = sorted(added, key=len, reverse=True)
-    end = 0  # of the last added token, with the white space that it takes
+    end = 0  # The part has been split up to here.
     for match in re.finditer("|".join(map(re.escape, longest_first)), part):
         token = added[match[0]]
         start, stop = match.span()
@@ -109,55 +110,54 @@ def split_part(part, added):
 
 
 def read_added(paths, contents, ids, is_fast):
-    """Return {text: AddedToken}, which all files together define.
+    """Return {text: AddedToken}, as defined by all files together.
 
-    paths, contents: {name of a file: its path, what it says}; ids: {token: id} of the vocabulary. A
-    text that is not in it gets the next free id. is_fast: PreTrainedTokenizerFast reads the files.
-    ValueError naming the file if two of them contradict each other.
+    paths, contents: {name: path} and {name: JSON} of the files; ids: {token: id} of the vocabulary.
+    A text that is not in ids gets the next free id. is_fast: PreTrainedTokenizerFast reads the
+    files. ValueError naming the file if two of them contradict each other.
     """
     tokenizer = contents.get("tokenizer.json", {})
     settings = contents.get("tokenizer_config.json", {})
-    special = contents.get("special_tokens_map.json", {})
-    listed = [
+    special_map = contents.get("special_tokens_map.json", {})
+    main = [
         added_token(paths["tokenizer.json"], entry, entry["id"])
         for entry in tokenizer.get("added_tokens") or []
     ]
     if "added_tokens_decoder" in settings:
-        named = special_tokens(tokenizer, settings, {}, is_fast)
+        special = special_tokens(tokenizer, settings, {}, is_fast)
         path = paths["tokenizer_config.json"]
-        more = decoder_tokens(path, settings["added_tokens_decoder"])
-        lost = {text for _, text, _ in listed} - {text for _, text, _ in more} - {END_OF_TEXT}
-        if lost and not is_fast:
-            raise ValueError(f"{path}: added_tokens_decoder lacks {min(lost)!r:.40}")
+        other = decoder_tokens(path, settings["added_tokens_decoder"])
+        missing = {text for _, text, _ in main} - {text for _, text, _ in other} - {END_OF_TEXT}
+        if missing and not is_fast:
+            raise ValueError(f"{path}: added_tokens_decoder lacks {min(missing)!r:.40}")
     else:
-        named = special_tokens(tokenizer, settings, special, is_fast)
-        known = {(text, token.id) for _, text, token in listed}
-        names = {entry["content"] for entry in named}
-        more = [
-            added_token(
-                paths["added_tokens.json"], {"content": text, "normalized": text not in names}, id_
-            )
+        special = special_tokens(tokenizer, settings, special_map, is_fast)
+        known = {(text, token.id) for _, text, token in main}
+        special_texts = {entry["content"] for entry in special}
+        path = paths.get("added_tokens.json")
+        other = [
+            added_token(path, {"content": text, "normalized": text not in special_texts}, id_)
             for text, id_ in contents.get("added_tokens.json", {}).items()
             if (text, id_) not in known
         ]
-    more.sort(key=by_id)
-    stated = listed + more
+    other.sort(key=by_id)
+    in_order = main + other
     if not is_fast:
-        stated.sort(key=by_id)
-    added, new = {}, count(len(ids))
-    for path, text, token in stated:
+        in_order.sort(key=by_id)
+    added, free_ids = {}, count(len(ids))
+    for path, text, token in in_order:
         if text not in added:
-            added[text] = token._replace(id=ids[text] if text in ids else next(new))
-        if token.id != added[text].id:
-            raise ValueError(
-                f"{path}: added token {text!r:.40} has the id {token.id}, but gets {added[text].id}"
-            )
+            added[text] = token._replace(id=ids[text] if text in ids else next(free_ids))
+        expected = added[text].id
+        if token.id != expected:
+            fault = f"added token {text!r:.40} has the id {token.id}, but should have {expected}"
+            raise ValueError(f"{path}: {fault}")
         if token != added[text]:
             raise ValueError(f"{path}: added token {text!r:.40} contradicts tokenizer.json")
-    for entry in named:
+    for entry in special:
         _, text, token = added_token("a special token", entry)
         if text not in added:
-            added[text] = token._replace(id=ids[text] if text in ids else next(new))
+            added[text] = token._replace(id=ids[text] if text in ids else next(free_ids))
     return added
 
 
@@ -184,22 +184,23 @@ def by_id(stated):
     return stated[2].id
 
 
-def special_tokens(tokenizer, settings, special, is_fast):
-    """Return what the files name by a purpose, such as pad_token, as dicts with "content"."""
+def special_tokens(tokenizer, settings, special_map, is_fast):
+    """Return the tokens that have a purpose, such as pad_token, as dicts with "content"."""
     defaults = {}
     if not is_fast:
         defaults = dict.fromkeys(PURPOSES[:3], END_OF_TEXT)
     elif tokenizer.get("padding"):
         defaults = {"pad_token": tokenizer["padding"]["pad_token"]}
-    roles = defaults | settings | special
-    others = [name for name in roles if name.endswith("_token") and name not in PURPOSES]
-    named = [roles.get(name) for name in PURPOSES + others]
+    values = defaults | settings | special_map
+    others = [name for name in values if name.endswith("_token") and name not in PURPOSES]
+    tokens = [values.get(name) for name in PURPOSES + others]
     lists = (
         contents.get(name)
-        for contents in (settings, special)
+        for contents in (settings, special_map)
         for name in ("extra_special_tokens", "additional_special_tokens")
     )
     extra = next(filter(None, lists), [])
-    named += extra.values() if isinstance(extra, dict) else extra
-    named = [{"content": token} if isinstance(token, str) else token for token in named]
-    return [token for token in named if isinstance(token, dict)]  # add_bos_token is true or false
+    tokens += extra.values() if isinstance(extra, dict) else extra
+    tokens = [{"content": token} if isinstance(token, str) else token for token in tokens]
+    # Leave out null, and true or false, which is the value of add_bos_token.
+    return [token for token in tokens if isinstance(token, dict)]

@@ -1,6 +1,6 @@
-"""A model directory: read, check, save. Either a Hugging Face GPT-2 directory or OpenAI's own.
+"""Read, check and save a model directory: one in Hugging Face's format for GPT-2, or OpenAI's own.
 
-In files, the parameters are a flat dict by transformers' names without the prefix transformer.:
+The files hold a flat dict of parameters. Its keys are transformers' names without "transformer.":
     {"wte.weight": [n_vocab, n_embd], "h.0.attn.c_attn.weight": [n_embd, 3 n_embd], ...}
 In the code they are a tree, whose keys are the arguments of the functions in gpt2.py:
     {"wte": ..., "blocks": [{"attn": {"c_attn": {"w": ..., "b": ...}, ...}, ...}, ...], ...}
@@ -32,10 +32,8 @@ from model_files.vocabulary import SIDE_FILES, read_vocabulary, save_vocabulary
 
 
 def parameter_shapes(n_vocab, n_ctx, n_embd, n_layer, n_inner=None, **others):
-    """Return {name: shape} of all parameters, in the order in which the model uses them.
-
-    n_inner is the width of the MLP, by default 4 n_embd. All other hparams are ignored.
-    """
+    """Return {name: shape} of all parameters, in the order in which the model uses them. n_inner is
+    the width of the MLP."""
     n_inner = n_inner or 4 * n_embd
     block = {
         "ln_1.weight": (n_embd,),
@@ -61,10 +59,7 @@ def parameter_shapes(n_vocab, n_ctx, n_embd, n_layer, n_inner=None, **others):
 
 
 def nest(tensors):
-    """Return the tree of a flat dict.
-
-    {"h.0.ln_1.weight": x, ...} -> {"blocks": [{"ln_1": {"g": x, ...}, ...}, ...], ...}
-    """
+    """Return a flat dict as a tree: {"h.0.ln_1.bias": x} -> {"blocks": [{"ln_1": {"b": x}}]}."""
     tree = {}
     for name, x in tensors.items():
         *path, last = tree_path(name)
@@ -77,7 +72,7 @@ def nest(tensors):
 
 
 def tree_path(name):
-    """Return the keys in the tree: "h.0.mlp.c_fc.weight" -> "blocks", 0, "mlp", "c_fc", "w"."""
+    """Return a parameter's path: "h.0.mlp.c_fc.weight" -> ["blocks", 0, "mlp", "c_fc", "w"]."""
     *path, leaf = name.split(".")
     if path[-1] in ("wte", "wpe"):
         return path
@@ -89,7 +84,7 @@ def tree_path(name):
 
 
 def flatten(params, name=""):
-    """Return the flat dict of a tree, the inverse of nest."""
+    """Return a tree as a flat dict. This is the inverse of nest."""
     if isinstance(params, np.ndarray):
         return {f"{name}.weight" if name in ("wte", "wpe") else name: params}
     if isinstance(params, list):
@@ -103,7 +98,7 @@ def flatten(params, name=""):
 
 # ==== Reading ===================================================================================
 
-DEFAULTS = {  # of keys that are absent from config.json, as in transformers
+DEFAULTS = {  # {key: the value if config.json does not have the key, as in transformers}
     "vocab_size": 50257,
     "n_positions": 1024,
     "n_embd": 768,
@@ -113,30 +108,30 @@ DEFAULTS = {  # of keys that are absent from config.json, as in transformers
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
 }
-ALIASES = {  # other names of config.json's keys; where both are there, transformers takes these
+ALIASES = {  # {another name: the key}; if config.json has both, transformers uses the other name
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-ARCHITECTURE = {  # the supported values of other keys, the default first
+ARCHITECTURE = {  # {key: the values that are supported here, the default first}
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # the same formula
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # one formula, 3 names
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
 }
-AXES = {  # {a key of config.json: the tensor and the axis that must have this size}
+AXES = {  # {key of config.json: the tensor and its axis that must have this size}
     "vocab_size": ("wte.weight", 0),
     "n_positions": ("wpe.weight", 0),
     "n_embd": ("wte.weight", 1),
     "n_inner": ("h.0.mlp.c_fc.weight", 1),
 }
-MAX_SHARDS = 200  # files of weights; 1558M comes in 2
+MAX_SHARDS = 200  # files of weights that a model may have; the largest GPT-2 has 2
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-# A file of weights. In Windows, con.safetensors is the terminal, and so on.
+# The name of a file of weights. Windows reserves some names: con.safetensors is the terminal.
 SHARD = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)\.)[\w-][\w.-]{,200}\.safetensors")
 
 
@@ -152,16 +147,15 @@ def is_complete(directory):
         names = {path.name for path in directory.iterdir() if path.is_file()}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
             return False
-        needed = {"config.json", "model.safetensors"}
-        if "model.safetensors" not in names:
-            weight_map = read_weight_map(directory / "model.safetensors.index.json")
-            needed = {"config.json", *weight_map.values()}
-        return needed <= names
+        weights = [WEIGHTS]
+        if WEIGHTS not in names:
+            weights = read_weight_map(directory / INDEX).values()
+        return {"config.json", *weights} <= names
     return False
 
 
 def bundle_prefix(directory):
-    """Return the path of OpenAI's TensorFlow checkpoint without .index, or None."""
+    """Return the path of OpenAI's TensorFlow checkpoint without .index, or None if it is absent."""
     name = "model.ckpt"
     with contextlib.suppress(OSError, ValueError), open_regular(directory / "checkpoint") as file:
         match = re.match(rb'model_checkpoint_path: "(?:.*[/\\])?([\w.-]+)"', file.read(4096))
@@ -172,25 +166,25 @@ def bundle_prefix(directory):
 
 
 def load_model(directory, is_released=False):
-    """Return vocabulary, hparams and params, a tree of float32 (mapped if the file has float32).
+    """Return the vocabulary, the hparams and the parameters, a tree of float32 arrays.
 
     hparams is a dict of everything except the arrays: n_vocab, n_ctx, n_embd, n_head, n_layer,
-    n_inner, layer_norm_epsilon, eos_token_ids, and training, which is what train.py has recorded in
-    training.json, or {}. is_released: it is a released size, of which no other files are read.
+    n_inner, layer_norm_epsilon, eos_token_ids, and training, the content of train.py's
+    training.json, or {}. is_released: the model is one of OpenAI's; other files are not read.
     """
     directory = Path(directory)
     vocabulary, hparams, tensors = read_model(directory, is_released)
     hparams["training"] = read_training(directory)
     tensors = {name: widen(x) for name, x in tensors.items()}
     for name, x in tensors.items():
-        if not math.isfinite(x.ravel() @ x.ravel()):  # the fastest way to look at all numbers
-            fault = "has numbers that are not finite or too large: fetch or train the model again"
-            raise ValueError(f"{directory}: tensor {name} {fault}")
+        if not math.isfinite(x.ravel() @ x.ravel()):  # This is the fastest check.
+            fault = f"tensor {name} has numbers that are not finite or too large"
+            raise ValueError(f"{directory}: {fault}; download or train the model again")
     return vocabulary, hparams, nest(tensors)
 
 
 def read_model(directory, is_released=False):
-    """Return vocabulary, hparams and {name: array as it is stored} of all parameters."""
+    """Return the vocabulary, the hparams and all parameters: {name: array as it is stored}."""
     vocabulary = read_vocabulary(directory, is_released)
     prefix = bundle_prefix(directory)
     if (directory / WEIGHTS).exists() or (directory / INDEX).exists():
@@ -199,22 +193,18 @@ def read_model(directory, is_released=False):
         eos_token_ids = read_eos(directory, config, is_released)
         tensors = strip_names(directory, read_weights(directory), config["tie_word_embeddings"])
     elif prefix:
-        from model_files.tensor_bundle import read_tensor_bundle  # few directories need it
+        from model_files.tensor_bundle import read_tensor_bundle  # Few directories need it.
 
         path = directory / "hparams.json"
         config = read_config(path)
         eos_token_ids = [vocabulary.ids.get(END_OF_TEXT)]
         tensors = from_openai(read_tensor_bundle(prefix))
     elif (directory / "pytorch_model.bin").exists():
-        raise ValueError(
-            f"{directory}/pytorch_model.bin is a pickle, which can run any code, and is not "
-            f"opened: convert it to {WEIGHTS}"
-        )
+        fault = "is a pickle, which could run any code, so it is not opened"
+        raise ValueError(f"{directory}/pytorch_model.bin {fault}; convert it to {WEIGHTS}")
     else:
-        raise FileNotFoundError(
-            f"{directory} holds no model: neither {WEIGHTS} nor OpenAI's model.ckpt.index and its "
-            "data"
-        )
+        fault = f"there is neither {WEIGHTS} nor OpenAI's model.ckpt.index with its data"
+        raise FileNotFoundError(f"{directory} holds no model: {fault}")
     hparams = {
         "n_vocab": config["vocab_size"],
         "n_ctx": config["n_positions"],
@@ -223,16 +213,14 @@ def read_model(directory, is_released=False):
         "eos_token_ids": [i for i in eos_token_ids if i in range(config["vocab_size"])],
     }
     if len(vocabulary.ids) > hparams["n_vocab"]:
-        raise ValueError(
-            f"{directory}: the vocabulary has {len(vocabulary.ids)} tokens, the model "
-            f"{hparams['n_vocab']}"
-        )
+        sizes = f"{len(vocabulary.ids)} tokens, the model {hparams['n_vocab']}"
+        raise ValueError(f"{directory}: the vocabulary has {sizes}; take both from the same model")
     check_sizes(path, config, tensors)
     return vocabulary, hparams, check_tensors(directory, hparams, tensors)
 
 
 def read_config(path):
-    """Return config.json, or OpenAI's hparams.json, checked and completed by the defaults."""
+    """Return config.json, or OpenAI's hparams.json, after a check, with defaults filled in."""
     config = read_json(path)
     config |= {name: config[alias] for alias, name in ALIASES.items() if alias in config}
     for old_name, name in (("n_ctx", "n_positions"), ("n_vocab", "vocab_size")):
@@ -240,7 +228,8 @@ def read_config(path):
             config[name] = config[old_name]
     for name, values in ARCHITECTURE.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {config[name]!r:.40}: another architecture")
+            fault = f"only {' or '.join(map(repr, values))} is supported"
+            raise ValueError(f"{path}: {name} is {config[name]!r:.40}; {fault}")
     config = {**DEFAULTS, **config}
     if config["n_inner"] is None and type(config["n_embd"]) is int:
         config["n_inner"] = 4 * config["n_embd"]
@@ -248,8 +237,8 @@ def read_config(path):
         if type(config[name]) is not int or not 0 < config[name] < 1 << 48:
             raise ValueError(f"{path}: {name} is {config[name]!r:.40}, not a positive whole number")
     if config["n_embd"] % config["n_head"]:
-        sizes = f"n_embd {config['n_embd']} is not divisible by n_head {config['n_head']}"
-        raise ValueError(f"{path}: {sizes}")
+        fault = f"n_embd {config['n_embd']} is not divisible by n_head {config['n_head']}"
+        raise ValueError(f"{path}: {fault}")
     eps = config["layer_norm_epsilon"]
     if type(eps) not in (int, float) or not 0 < eps < 1:
         raise ValueError(f"{path}: layer_norm_epsilon is {eps!r:.40}, not between 0 and 1")
@@ -257,10 +246,7 @@ def read_config(path):
 
 
 def read_eos(directory, config, is_released):
-    """Return the ids that end a text, from generation_config.json if it exists, or config.json.
-
-    So does transformers.
-    """
+    """Return the ids that end a text: as in transformers, generation_config.json has precedence."""
     path = directory / GENERATION
     if is_released or not path.exists():
         path = directory / "config.json"
@@ -276,11 +262,11 @@ def read_eos(directory, config, is_released):
 
 
 def read_training(directory):
-    """Return what train.py recorded about a model: its options by name, and the stop words."""
+    """Return the options with which train.py trained a model, and the stop words; {} if unknown."""
     path = directory / "training.json"
     if not path.exists():
         return {}
-    training = read_json(path, read_bytes(path))  # it may hold a megabyte of stop words
+    training = read_json(path, read_bytes(path))  # It may hold a megabyte of stop words.
     stopwords = training.get("stopwords", [])
     if not isinstance(training.get("lowercase", False), bool):
         raise ValueError(f"{path}: lowercase is neither true nor false")
@@ -300,44 +286,43 @@ def read_weights(directory):
         for name in weight_map:
             if weight_map[name] == file:
                 if name not in shard:
-                    raise ValueError(f"{directory / file}: tensor {name!r:.80} is missing")
+                    fault = f"tensor {name!r:.80} is missing; download the model again"
+                    raise ValueError(f"{directory / file}: {fault}")
                 tensors[name] = shard[name]
     return tensors
 
 
 def read_weight_map(index):
-    """Return {name of a tensor: name of the file beside the index that holds it}."""
+    """Return {name of a tensor: name of its file, which is in the directory of the index}."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) and SHARD.fullmatch(file) for file in weight_map.values()
     ):
-        raise ValueError(f"{index}: weight_map is not a dict of names of files beside it")
+        raise ValueError(f"{index}: weight_map does not map tensors to names of .safetensors files")
     n_files = len(set(weight_map.values()))
     if n_files > MAX_SHARDS:
-        raise ValueError(
-            f"{index}: weight_map names {n_files} files: at most {MAX_SHARDS} are read"
-        )
+        raise ValueError(f"{index}: weight_map names {n_files} files; the limit is {MAX_SHARDS}")
     return weight_map
 
 
 def strip_names(directory, tensors, tied):
-    """Drop the prefix transformer., the mask buffers and an output head that equals wte."""
+    """Drop the prefix "transformer.", the mask buffers, and an output head that equals wte."""
     kept = [name for name in tensors if not re.search(r"\.attn\.(masked_)?bias$", name)]
     bare = {name.removeprefix("transformer."): tensors[name] for name in kept}
     if len(bare) < len(kept):
-        raise ValueError(f"{directory}: a tensor exists with and without the prefix transformer.")
+        raise ValueError(f"{directory}: a tensor occurs with and without the prefix 'transformer.'")
     head, wte = bare.pop("lm_head.weight", None), bare.get("wte.weight")
     if head is None and not tied:
-        raise ValueError(f"{directory}: tensor lm_head.weight is missing, and not tied to wte")
+        fault = "is missing, although config.json says that it is not tied to wte.weight"
+        raise ValueError(f"{directory}: tensor lm_head.weight {fault}")
     if head is not None and wte is not None and not are_equal(head, wte):
-        raise ValueError(
-            f"{directory}: tensor lm_head.weight differs from wte.weight: another architecture"
-        )
+        fault = "differs from wte.weight, which is not supported"
+        raise ValueError(f"{directory}: tensor lm_head.weight {fault}")
     return bare
 
 
 def are_equal(x, y):
-    """Return whether two arrays are equal to the bit. They may be larger than memory."""
+    """Return whether two arrays are equal bit by bit. They may be larger than memory."""
     if x.dtype != y.dtype or x.shape != y.shape:
         return False
     x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (x, y))
@@ -357,25 +342,25 @@ def from_openai(tensors):
 
 
 def check_sizes(path, config, tensors):
-    """Raise ValueError unless the sizes in config.json, path, are those of the tensors.
+    """Raise ValueError if the tensors do not have the sizes in config.json, which is at path.
 
-    Only after this check may anything be built that is as large as config.json says.
+    Nothing as large as config.json says may be allocated before this check.
     """
     for key, (name, axis) in AXES.items():
         if name not in tensors:
             raise ValueError(f"{path.parent}: tensor {name} is missing")
         shape = tensors[name].shape
         if axis < len(shape) and config[key] != shape[axis]:
-            found = f"but tensor {name} has shape {shape}: take both from the same model"
-            raise ValueError(f"{path}: {key} is {config[key]}, {found}")
+            fault = f"but tensor {name} has shape {shape}; take both from the same model"
+            raise ValueError(f"{path}: {key} is {config[key]}, {fault}")
     n_layer = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
     if config["n_layer"] != n_layer:
-        found = f"but the weights have {n_layer} layers: take both from the same model"
-        raise ValueError(f"{path}: n_layer is {config['n_layer']}, {found}")
+        fault = f"but the weights have {n_layer} layers; take both from the same model"
+        raise ValueError(f"{path}: n_layer is {config['n_layer']}, {fault}")
 
 
 def check_tensors(directory, hparams, tensors):
-    """Return the tensors in the order of parameter_shapes; ValueError if they do not fit it."""
+    """Return the tensors in the order of parameter_shapes. ValueError if they do not match it."""
     shapes = parameter_shapes(**hparams)
     for name, shape in shapes.items():
         if name not in tensors:
@@ -386,7 +371,7 @@ def check_tensors(directory, hparams, tensors):
         if x.dtype not in (np.float32, np.float16, BF16):
             raise ValueError(f"{directory}: tensor {name} is {x.dtype}, not F32, F16 or BF16")
     if unknown := tensors.keys() - shapes.keys():
-        raise ValueError(f"{directory}: tensor {min(unknown)!r} is not part of this architecture")
+        raise ValueError(f"{directory}: tensor {min(unknown)!r} is not part of GPT-2")
     return {name: tensors[name] for name in shapes}
 
 
@@ -394,15 +379,15 @@ def check_tensors(directory, hparams, tensors):
 
 
 def save_model(directory, hparams, params, vocabulary, dtype="float32"):
-    """Write a directory that transformers opens as well.
+    """Write a model directory that transformers can open, too.
 
-    The weights are written first, so that a full disk replaces nothing, and get their name last.
-    ValueError if another file in the directory would change what the model means.
+    The weights are written first, so a full disk replaces nothing, and they get their name last.
+    ValueError if another file in the directory would change how the model works.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / GENERATION).exists():
-        raise ValueError(f"{directory / GENERATION} belongs to another model: move it away")
+        raise ValueError(f"{directory / GENERATION} belongs to another model; move it away")
     with write_atomic(directory / WEIGHTS) as file:
         write_weights(file, flatten(params), dtype)
         save_vocabulary(vocabulary, directory)
@@ -410,7 +395,7 @@ def save_model(directory, hparams, params, vocabulary, dtype="float32"):
 
 
 def write_config(directory, hparams, dtype="float32"):
-    """Write config.json."""
+    """Write the hyperparameters to config.json."""
     eos = hparams["eos_token_ids"]
     n_inner = hparams.get("n_inner")
     config = {
@@ -431,46 +416,41 @@ def write_config(directory, hparams, dtype="float32"):
 
 
 def write_weights(file, tensors, dtype="float32"):
-    """Write {name: array} as transformers names them."""
+    """Write {name: array} to a file, with the names of transformers."""
     named = {f"transformer.{name}": x for name, x in tensors.items()}
     write_tensors(file, named, {"format": "pt"}, dtype)
 
 
+# Files are installed in this order. A killed installation leaves no vocabulary or the right one:
+# tokenizer.json needs the side files, and has precedence over vocab.json and merges.txt.
 INSTALLED = "source.json", "generation_config.json", *SIDE_FILES
 INSTALLED += "tokenizer.json", "vocab.json", "merges.txt"
 
 
 def check_free(source, directory):
-    """Raise FileExistsError if installing would replace or delete a file of the user.
-
-    The files are ours if source.json is; a file that is the same as the new one is not lost.
-    """
+    """Raise FileExistsError if installing a model would replace or delete a file of the user."""
     import filecmp
 
     with contextlib.suppress(OSError, ValueError):
         if read_json(directory / "source.json").keys() == {"repository", "commit"}:
-            return
+            return  # A download has written this file, and so also the others.
     for name in (*INSTALLED, "config.json"):
         old, new = directory / name, source / name
         is_same = old.exists() and new.exists() and filecmp.cmp(old, new, shallow=False)
         if os.path.lexists(old) and not is_same:
-            advice = "move it away, or use another models_dir"
-            raise FileExistsError(f"{old} is in the way, and was not downloaded: {advice}")
+            fault = "is not from a download and would be replaced"
+            raise FileExistsError(f"{old} {fault}; move it away, or use another --models_dir")
 
 
 def install(source, directory, only_vocabulary=False):
-    """Make a model directory of the files in another: float32, aligned, the weights last.
-
-    tokenizer.json comes after the files that add to it and before the pair that it overrules, so
-    what an installation leaves that was killed is no vocabulary, or the right one.
-    """
+    """Install a downloaded model in a directory, its weights last, and as aligned float32."""
     read_vocabulary(source)
     if not only_vocabulary:
         _, hparams, tensors = read_model(source)
         check_space(directory, 4 * sum(x.size for x in tensors.values()))
     check_free(source, directory)
     remove_temporary(directory)
-    for name in reversed(INSTALLED[1:]):  # source.json still says that the others are ours
+    for name in reversed(INSTALLED[1:]):  # source.json stays: it says that the others are ours.
         (directory / name).unlink(missing_ok=True)
     for name in INSTALLED:
         if (source / name).exists():

@@ -1,5 +1,5 @@
-"""Strict JSON, files that are whole or not there, locks between processes, hashes, disk space; what
-may be printed: addresses without passwords, text without control characters."""
+"""Read JSON strictly; write files atomically; lock directories; check hashes and disk space; print
+addresses without passwords, and text without control characters."""
 
 import codecs
 import contextlib
@@ -9,17 +9,18 @@ import re
 import stat
 import sys
 import time
+from pathlib import Path
 from urllib.parse import unquote
 
 LOCK_PAUSE = 0.5  # seconds between two attempts to get a lock
 MAX_JSON = 12 << 20  # bytes; a vocabulary of 50,000 tokens has 1 MB, or 4 MB in tokenizer.json
-MAX_SETTINGS = 1 << 20  # bytes of other files; the real ones have at most 80 KB
-MAX_VALUES = 500_000  # in a file; each may take 260 bytes of memory. 50,000 tokens are 200,000
-# What could move the cursor, change colours, begin a new line or reverse the order of characters.
+MAX_SETTINGS = 1 << 20  # bytes of any other JSON file; real ones have at most 80 kB
+MAX_VALUES = 500_000  # values in a JSON file; each takes up to 260 bytes of memory
+# Characters that could move the cursor, change colours, begin a new line or reverse the text order.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# Parts of an address: me:password@; me:pass/word@, which looks like a host with an odd port; the
-# name of a parameter that holds a secret.
+# Parts of an address: me:password@; me:pass/word@, which looks like a host with an odd port; and
+# the name of a parameter that holds a secret.
 USER = re.compile(r"^(\s*[\w+.-]+://)[^/?#]*@|^\s*[^/\\?#@:]{2,}:[^/\\?#]*@")
 BAD_PORT = re.compile(r"(?s)^(\s*[\w+.-]+://[^/?#:\[]*:)(?!\d*([/?#]|$)).*")
 SECRET = re.compile(
@@ -30,16 +31,16 @@ SECRET = re.compile(
 
 
 def read_json(path, data=None):
-    """Return the dict in a JSON file (or in data, which was read from it).
+    """Return the dict in a JSON file, or in data, the bytes of that file if they are known already.
 
-    ValueError naming the file if it is not JSON, holds a key twice, or a number such as NaN.
+    ValueError naming the file if it is not JSON, has the same key twice, or a number such as NaN.
     """
 
     def unique(pairs):
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             raise ValueError("a key occurs twice")
-        return found
+        return content
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
@@ -57,15 +58,15 @@ def read_json(path, data=None):
 
 
 def open_regular(path):
-    """Open a file for reading bytes. ValueError if it is a directory, a pipe or a device, some of
-    which never end, or make their reader wait for ever."""
+    """Open a file for reading bytes. ValueError if it is a directory, a pipe or a device: reading
+    one of those may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is not a regular file")
     return open(path, "rb")
 
 
 def read_bytes(path, limit=MAX_JSON):
-    """Return the bytes of a small text file, without the byte order mark of some editors."""
+    """Return the bytes of a small text file, without the byte order mark that some editors add."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -75,10 +76,10 @@ def read_bytes(path, limit=MAX_JSON):
 
 @contextlib.contextmanager
 def write_atomic(path):
-    """Open a binary file for writing, which replaces the one at path when it is whole.
+    """Open a binary file for writing. When it is complete, it replaces the one at path.
 
-    After an error nothing has changed. The mode of an existing file is kept; a symbolic link stays,
-    and what it points to is replaced. A pipe or a device is written into, as by any program.
+    After an error the old file is unchanged. A new file keeps the mode of the old one. A symbolic
+    link stays, and its target is replaced. A pipe or a device is written to directly.
     """
     try:
         mode = os.stat(path).st_mode
@@ -96,7 +97,7 @@ def write_atomic(path):
                 os.chmod(temporary, stat.S_IMODE(mode))
             yield file
             file.flush()
-            os.fsync(file.fileno())  # else a power cut may keep the name and lose the bytes
+            os.fsync(file.fileno())  # Otherwise a power cut may lose the bytes.
         os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -107,18 +108,18 @@ def write_atomic(path):
 
 
 def remove_temporary(directory):
-    """Remove what write_atomic left in a directory when it was killed. Needs a lock on it."""
+    """Remove the files that a killed write_atomic left in a directory, which must be locked."""
     for path in directory.glob(".gpt2-*.tmp"):
         if re.fullmatch(r"\.gpt2-[0-9a-f]{16}\.tmp", path.name):
             path.unlink(missing_ok=True)
 
 
 def try_lock(path):
-    """Return a file, open for reading and writing, that is locked until it is closed or the process
-    ends. None if another process has locked it."""
+    """Open and lock a file, and return it; None if another process has locked it. The lock lasts
+    until the file is closed or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "a+b"))  # what is in it stays
+        file = stack.enter_context(open(path, "a+b"))  # This keeps its content.
         file.seek(0)
         try:
             if os.name == "nt":
@@ -131,9 +132,9 @@ def try_lock(path):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return None
-        except OSError:  # a network disk without locks
+        except OSError:  # Some network disks have no locks.
             pass
-        # Who held the lock before may have removed the file that has been opened here.
+        # The last process with the lock may have removed the file after it was opened here.
         if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
             stack.pop_all()
             return file
@@ -142,21 +143,21 @@ def try_lock(path):
 
 @contextlib.contextmanager
 def lock(directory):
-    """Let one process at a time work in a directory; the others wait. Afterwards, remove the
-    directories that were made for that and are empty."""
+    """Let one process at a time work in a directory; the others wait. At the end, remove the
+    directories that were created here and are empty."""
     path = directory / "fetch.lock"
     made = [directory / "incomplete", *missing_directories(directory)]
     file = try_lock(path)
     if not file:
-        say(f"waiting for another process, which downloads into {directory}")
+        say(f"waiting for another process that is downloading to {directory}")
     while not file:
         time.sleep(LOCK_PAUSE)
         file = try_lock(path)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            if not file.read(1):  # else it is the user's
+        with contextlib.suppress(OSError):  # Windows does not remove a file that is open.
+            if not file.read(1):  # A file with content belongs to the user.
                 os.remove(path)
         file.close()
         for empty in made:
@@ -165,13 +166,13 @@ def lock(directory):
 
 
 def missing_directories(directory):
-    """Return which of a directory and its parents do not exist, the innermost first."""
+    """Return those of a directory and its parents that do not exist, the innermost first."""
     return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def remove(path):
-    """Remove a file, or a directory with all that is in it, as far as that is possible."""
-    import shutil  # imports three libraries of compression
+    """Remove a file, or a directory and everything in it. Errors in a directory are ignored."""
+    import shutil  # It imports three compression libraries.
 
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -180,18 +181,18 @@ def remove(path):
 
 
 def check_space(directory, n_bytes):
-    """Raise OSError unless the disk of a directory has room for so many bytes."""
+    """Raise OSError unless the disk of a directory has room for n_bytes."""
     import shutil
 
     free = shutil.disk_usage(directory).free
     if free < n_bytes:
-        needed = f"{n_bytes // 10**6} MB are needed, and {free // 10**6} MB are free"
-        raise OSError(f"{directory}: the disk is too full: {needed}")
+        sizes = f"{n_bytes // 10**6} MB are needed, {free // 10**6} MB are free"
+        raise OSError(f"{directory}: the disk is too full ({sizes}); free some space")
 
 
 def digest_of(path, like):
-    """Return the hash of a file, of the same kind as another one: MD5, git's SHA-1 or SHA-256."""
-    import hashlib  # OpenSSL, 3 MB of memory
+    """Return the hash of a file, of the same kind as another hash: MD5, git's SHA-1 or SHA-256."""
+    import hashlib  # It loads OpenSSL, 3 MB.
 
     hasher = hashlib.new({32: "md5", 40: "sha1", 64: "sha256"}[len(like)], usedforsecurity=False)
     if len(like) == 40:
@@ -202,6 +203,14 @@ def digest_of(path, like):
     return hasher.hexdigest()
 
 
+def hugging_face_path(variable, name):
+    """Return the path in an environment variable, by default name in Hugging Face's folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    path = os.environ.get(variable) or f"{home}/{name}"
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
 def without_user(address):
     """Return an address without its user and password."""
     return BAD_PORT.sub(r"\1...", USER.sub(r"\1", address))
@@ -210,7 +219,7 @@ def without_user(address):
 def without_credentials(address):
     """Return an address without its user, its password and parameters such as a token or a key.
 
-    Only this is printed and kept. Names and paths stay as they are.
+    Only this part of an address is printed or stored. Names and paths are returned unchanged.
     """
     address = without_user(address)
     if "://" not in address:
@@ -222,13 +231,23 @@ def without_credentials(address):
 
 
 def printable(text):
-    """Return a text from elsewhere in one line, its control characters spelled as in Python."""
+    """Return a text as one line, with control characters as Python's escapes, such as \\x1b."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def say(text):
-    """Print a line to standard error. If that is a full disk, this and later lines are dropped."""
+    """Print a line to standard error. If that fails (a full disk), print no more lines there."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")
+
+
+def progress_bar(name, begun, total):
+    """Return a tqdm bar for a download. It fits into 80 columns and is shown only in a terminal."""
+    from tqdm import tqdm
+
+    numbers = "{n_fmt}B/{total_fmt}B, {rate_noinv_fmt}, {remaining} left"
+    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+    options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| " + numbers
+    return tqdm(desc=printable(Path(name).stem)[:20], initial=begun, total=total, **options)

@@ -1,7 +1,7 @@
-"""TensorFlow's checkpoint ("tensor bundle") without TensorFlow: a small index and mapped data.
+"""Read TensorFlow's checkpoints ("tensor bundles"), a small index and data, without TensorFlow.
 
 Sources, in tensorflow/core: lib/io/format.cc, util/tensor_bundle, protobuf/tensor_bundle.proto.
-Its checksums are not computed again: what is downloaded has been verified by other hashes.
+The checksums in the index are not compared: downloaded files have been verified by other hashes.
 """
 
 import math
@@ -12,29 +12,29 @@ import numpy as np
 
 from model_files.files import open_regular
 
-DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 9: "<i8", 19: "<f2"}  # numbers of types.proto
-MAGIC = 0xDB4775248B80FB57  # ends a sorted string table
-MAX_INDEX = 1 << 17  # bytes; that of the largest GPT-2 has 20 KB
-MAX_KEY = 250  # bytes; as a key repeats the start of the one before, a small file has long ones
+DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 9: "<i8", 19: "<f2"}  # The keys: see types.proto.
+MAGIC = 0xDB4775248B80FB57  # Each sorted string table ends with this number.
+MAX_INDEX = 1 << 17  # An index may have this many bytes. The largest GPT-2's has 20 KB.
+MAX_KEY = 250  # A key may have this many bytes. A small file can hold long ones: see read_block.
 
 
 def read_tensor_bundle(prefix):
-    """Return {name: array mapped from the file, read-only}."""
+    """Return {name: array}. The arrays are mapped from the data files: read-only."""
     path, shards, ends, tensors = f"{prefix}.index", {}, {}, {}
     with open_regular(path) as file:
         index = file.read(MAX_INDEX + 1)
     try:
         n_shards, entries = read_index(index)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged, or no TensorFlow index: {error}") from None
+        raise ValueError(f"{path}: damaged, or not a TensorFlow index: {error}") from None
     for shard, begin, end, name, dtype, shape in entries:
         data = f"{prefix}.data-{shard:05d}-of-{n_shards:05d}"
         if shard not in shards:
             shards[shard] = map_file(data)
         if not ends.get(shard, 0) <= begin <= end <= len(shards[shard]):
             raise ValueError(
-                f"{data}: has {len(shards[shard])} bytes, but tensor {name} lies from "
-                f"{begin} to {end}: cut off, or of another index"
+                f"{data}: it has {len(shards[shard])} bytes, but tensor {name} lies from byte "
+                f"{begin} to {end}: it is cut off, or belongs to another index"
             )
         ends[shard] = end
         tensors[name] = np.ndarray(shape, dtype, shards[shard], begin)
@@ -45,11 +45,11 @@ def map_file(path):
     with open_regular(path) as file:
         if os.path.getsize(path):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return b""  # of which there is no map
+    return b""  # An empty file cannot be mapped.
 
 
 def read_index(data):
-    """Return the number of data files, and [(shard, begin, end, name, dtype, shape)] sorted."""
+    """Return the number of data files, and a sorted [(shard, begin, end, name, dtype, shape)]."""
     table = read_table(data)
     key, value = next(table, (None, b""))
     if key != b"":
@@ -64,7 +64,7 @@ def read_entry(key, value):
     """Return (shard, begin, end, name, dtype, shape) of a BundleEntryProto."""
     name = ascii(key.decode("utf-8"))[1:-1]
     fields = dict(read_proto(value))
-    # A tag is a field's number, then its wire type in 3 bits. Fields that are zero are left out.
+    # A tag is a field's number times 8, plus its wire type. Fields whose value is 0 are left out.
     number = fields.get(0x08, 0)
     proto = fields.get(0x12, b"")
     shard = fields.get(0x18, 0)
@@ -74,7 +74,7 @@ def read_entry(key, value):
     if number not in DTYPES or 0x3A in fields:
         raise ValueError(f"tensor {name} has dtype {number}, or is stored in slices")
     dtype = np.dtype(DTYPES[number])
-    # A tensor without elements takes no bytes, but NumPy bounds its other axes all the same.
+    # NumPy limits the product of the other axes, even if one is 0 and the tensor takes no bytes.
     if len(dims) > 16 or math.prod(max(n, 1) for n in dims) >= 1 << 48:
         raise ValueError(f"tensor {name} has an impossible shape")
     if math.prod(dims) * dtype.itemsize != size:
@@ -87,10 +87,10 @@ def read_table(data):
     if not 48 <= len(data) <= MAX_INDEX or int.from_bytes(data[-8:], "little") != MAGIC:
         raise ValueError("its last bytes are not those of a table")
     footer, last, end = data[-48:-8], None, 0
-    position = read_handle(footer)[2]  # past the handle of the metaindex
+    position = read_handle(footer)[2]  # This skips the handle of the metaindex.
     for _, handle in read_block(data, footer[position:]):
         offset, size, _ = read_handle(handle)
-        if offset < end:  # a small file could repeat one block thousands of times
+        if offset < end:  # A small file could repeat one block thousands of times.
             raise ValueError("its blocks overlap")
         end = offset + size
         for key, value in read_block(data, handle):
@@ -101,12 +101,13 @@ def read_table(data):
 
 
 def read_block(data, handle):
-    """Yield (key, value) of the block at a handle; a key shares its start with the one before."""
+    """Yield (key, value) of the block at a handle. Each key reuses the start of the one before."""
     offset, size, _ = read_handle(handle)
     end = offset + size
     if end + 5 > len(data) or end < offset + 4 or data[end]:
         raise ValueError("a block is compressed or lies outside the file")
-    end -= 4 + 4 * int.from_bytes(data[end - 4 : end], "little")  # restart offsets and their number
+    # The entries end before the restart offsets and the number of these offsets.
+    end -= 4 + 4 * int.from_bytes(data[end - 4 : end], "little")
     block, position, key = data[offset : max(end, offset)], 0, b""
     while position < len(block):
         shared, position = varint(block, position)
@@ -121,14 +122,14 @@ def read_block(data, handle):
 
 
 def read_handle(handle):
-    """Return where a block lies, how many bytes it has, and where its handle ends."""
+    """Return a block's offset and size in bytes, and the position after its handle."""
     offset, position = varint(handle, 0)
     size, position = varint(handle, position)
     return offset, size, position
 
 
 def read_proto(data):
-    """Yield (tag, value) of a protocol buffer: a whole number, or bytes where the tag says so."""
+    """Yield (tag, value) of a protocol buffer. The tag says if the value is an integer or bytes."""
     position = 0
     while position < len(data):
         tag, position = varint(data, position)
@@ -149,7 +150,7 @@ def read_proto(data):
 
 
 def varint(data, position):
-    """Seven bits a byte, the low ones first: b"\\xac\\x02", 0 -> 300 and the next position, 2."""
+    """Return a number of 7 bits per byte, and the position after it: b"\\xac\\x02", 0 -> 300, 2."""
     number = 0
     for i, byte in enumerate(data[position : position + 10]):
         number |= (byte & 127) << 7 * i

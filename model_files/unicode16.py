@@ -1,7 +1,7 @@
-"""The letters and digits of Unicode 16, by which the reference tokenizers split text into words.
+"""Split text into words by the letters and digits of Unicode 16, as the reference tokenizers do.
 
 `regex` follows the newest Unicode. The characters below were unassigned in Unicode 16 and have
-since become letters, digits or marks. For the references, and so here, they are other characters.
+since become letters, digits or marks. Here, as in the references, they are "other characters".
 """
 
 import functools
@@ -9,7 +9,7 @@ import re
 
 import regex
 
-# First to last code point of each range, hexadecimal.
+# These are the first and last code points of each range, in hexadecimal.
 RANGES = """
     557-558 58b-58c 5c8-5c9 88f-88f b53-b54 c5b-c5c cd7-cdc 1acf-1af0 208f-208f 209d-209f a7ce-a7cf
     a7d2-a7d2 a7d4-a7d4 a7dd-a7f1 ab6c-ab6f 107bb-107ff 10940-1097f 10ec5-10efb 11b0a-11bbf

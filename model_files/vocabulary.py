@@ -1,9 +1,9 @@
-"""The files of a vocabulary: tokenizer.json, or vocab.json with merges.txt, or OpenAI's names.
+"""Read and save the files of a vocabulary: tokenizer.json, or vocab.json with merges.txt.
 
-They mean what transformers.AutoTokenizer makes of them. It has two classes: GPT2Tokenizer takes ids
-and merges from tokenizer.json and all else from tokenizer_config.json; PreTrainedTokenizerFast
-takes tokenizer.json as it is. Files are refused if they contradict each other, if versions of
-transformers disagree about them, or if their rules are not GPT-2's.
+They are read as transformers.AutoTokenizer reads them. It has two classes: GPT2Tokenizer takes ids
+and merges from tokenizer.json, and all other settings from tokenizer_config.json;
+PreTrainedTokenizerFast takes everything from tokenizer.json. Files are refused if they contradict
+each other, if versions of transformers read them differently, or if their rules are not GPT-2's.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from model_files.files import (
     write_atomic,
 )
 
-MAIN_FILES = (  # {our name: the file's name}; the first kind of which all files exist is read
+MAIN_FILES = (  # {name in this module: name on disk}. The first set whose files all exist is read.
     {"tokenizer.json": "tokenizer.json"},
     {"vocab.json": "vocab.json", "merges.txt": "merges.txt"},
-    {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"},
+    {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"},  # OpenAI's names
 )
 SIDE_FILES = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", *SIDE_FILES)
-MAX_ADDED = 200_000  # characters of all added tokens, which are searched for with one pattern
+MAX_ADDED = 200_000  # All added tokens, joined in one pattern, may have this many characters.
 GPT2_CLASSES = None, "GPT2Tokenizer", "GPT2TokenizerFast"
-FAST_CLASSES = "PreTrainedTokenizerFast", "TokenizersBackend"  # the old and the new name
-UNUSUAL = (  # keys of tokenizer.json's model that must be empty or false, as in GPT-2
+FAST_CLASSES = "PreTrainedTokenizerFast", "TokenizersBackend"  # The second is its new name.
+UNUSUAL = (  # For GPT-2, these keys of "model" in tokenizer.json are false, null or missing.
     "dropout",
     "continuing_subword_prefix",
     "end_of_word_suffix",
@@ -45,9 +45,9 @@ UNUSUAL = (  # keys of tokenizer.json's model that must be empty or false, as in
 class Vocabulary(NamedTuple):
     """A vocabulary. Tokens are spelled with the byte alphabet of encoder.py.
 
-    ids: {token: id}; merges: [(token, token), ...], the first one first; added: {text: AddedToken},
-    where those that are not in ids have the ids after them; add_prefix_space: every text begins
-    with a space; files: {name: bytes} of the files that were read; source: their directory.
+    ids: {token: id}; merges: [(token, token), ...], in the order in which they were learned; added:
+    {text: AddedToken}, which may have ids beyond those in ids; add_prefix_space: every text gets a
+    space in front; files: {name: bytes} of the files that were read; source: for error messages.
     """
 
     ids: dict
@@ -65,9 +65,9 @@ class Vocabulary(NamedTuple):
 def read_vocabulary(directory, is_released=False):
     """Return the Vocabulary of a directory.
 
-    is_released: read vocab.json and merges.txt, or OpenAI's names for them, and no other files.
+    is_released: prefer OpenAI's names, then vocab.json with merges.txt, and read no side files.
     FileNotFoundError if the files are missing, ValueError naming the file if one is damaged or has
-    rules that are not supported here.
+    rules that are not GPT-2's.
     """
     directory = Path(directory)
     paths = find_files(directory, is_released)
@@ -93,7 +93,7 @@ def read_vocabulary(directory, is_released=False):
     is_fast, add_prefix_space = read_settings(directory, contents)
     added = {}
     if paths.keys() != {"vocab.json", "merges.txt"} or END_OF_TEXT not in ids:
-        from model_files.added_tokens import read_added  # GPT-2 itself has none
+        from model_files.added_tokens import read_added  # GPT-2 itself does not need it.
 
         try:
             added = read_added(paths, contents, ids, is_fast)
@@ -101,7 +101,7 @@ def read_vocabulary(directory, is_released=False):
             where = " or ".join(map(str, paths.values()))
             raise ValueError(f"{where}: damaged added tokens ({error!r:.80})") from None
         if (n_chars := sum(map(len, added))) > MAX_ADDED:
-            fault = f"the added tokens have {n_chars} characters: at most {MAX_ADDED} are read"
+            fault = f"the added tokens have {n_chars} characters, more than {MAX_ADDED}"
             raise ValueError(f"{directory}: {fault}")
     return Vocabulary(ids, merges, added, add_prefix_space, files, str(source))
 
@@ -131,10 +131,7 @@ def find_files(directory, is_released):
 
 @contextlib.contextmanager
 def paused_gc():
-    """Keep the garbage collector from searching 50,000 new tuples again and again.
-
-    That would take a fifth of the loading time.
-    """
+    """Pause the garbage collector, which would search 50,000 new tuples again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -155,9 +152,9 @@ def check_vocabulary(ids, merges):
 
 
 def read_merges(path, data, ids):
-    """Return the pairs of tokens, one per line. The first line may give a version instead.
+    """Return the pairs of tokens, one per line. The first line may be a version instead.
 
-    Tokens are the same str objects as in ids, which saves 10 MB.
+    The tokens are the same str objects as in ids, which saves 10 MB.
     """
     try:
         text = data.decode("utf-8")
@@ -168,7 +165,7 @@ def read_merges(path, data, ids):
     text = text.strip()
     n_lines = text.count("\n") + 1 if text else 0
     if n_lines > MAX_VALUES:
-        raise ValueError(f"{path}: {n_lines} merges: at most {MAX_VALUES} are read")
+        raise ValueError(f"{path}: it has {n_lines} merges, more than {MAX_VALUES}")
     tokens = text.split(maxsplit=2 * n_lines)
     if len(tokens) != 2 * n_lines:
         raise ValueError(f"{path}: a line does not hold two tokens")
@@ -176,12 +173,12 @@ def read_merges(path, data, ids):
     try:
         tokens = [known[token] for token in tokens]
     except KeyError as error:
-        raise ValueError(f"{path}: {error!s:.40} of a merge is not a token") from None
+        raise ValueError(f"{path}: a merge has {error!s:.40}, which is not a token") from None
     return list(zip(tokens[::2], tokens[1::2]))
 
 
 def read_tokenizer(path, file):
-    """Return ids and merges of a tokenizer.json that treats text as GPT-2 does."""
+    """Return the ids and merges of a tokenizer.json. ValueError if its rules are not GPT-2's."""
     try:
         model, post = file["model"], file.get("post_processor")
         ids = dict(model["vocab"].items())
@@ -199,13 +196,14 @@ def read_tokenizer(path, file):
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: not a byte-level BPE vocabulary ({fault:.80})") from None
-    for name in filterfalse(is_usual.get, is_usual):
-        raise ValueError(f"{path}: {name} is not GPT-2's: it would give other ids or another text")
+    for name, usual in is_usual.items():
+        if not usual:
+            raise ValueError(f"{path}: {name} is not GPT-2's, and no other is supported")
     return ids, merges
 
 
 def pre_tokenizer(file):
-    """Return the settings of ByteLevel, which may be the only member of a Sequence."""
+    """Return the settings of the ByteLevel pre-tokenizer, alone or in a Sequence of one."""
     settings = file.get("pre_tokenizer") or {"type": "ByteLevel"}
     if settings.get("type") == "Sequence" and len(settings["pretokenizers"]) == 1:
         settings = settings["pretokenizers"][0]
@@ -213,7 +211,7 @@ def pre_tokenizer(file):
 
 
 def adds_tokens(post):
-    """Return whether a post-processor does more than to count characters."""
+    """Return whether a post-processor adds tokens to a text. ByteLevel only adjusts offsets."""
     if post["type"] == "Sequence":
         return any(map(adds_tokens, post["processors"]))
     if post["type"] == "TemplateProcessing":
@@ -222,7 +220,7 @@ def adds_tokens(post):
 
 
 def read_settings(directory, contents):
-    """Return whether AutoTokenizer takes tokenizer.json as it is, and add_prefix_space."""
+    """Return whether transformers uses PreTrainedTokenizerFast, and add_prefix_space."""
     path = directory / "tokenizer_config.json"
     settings, tokenizer = contents.get(path.name, {}), contents.get("tokenizer.json")
     name = settings.get("tokenizer_class")
@@ -240,12 +238,12 @@ def read_settings(directory, contents):
     if not tokenizer:
         refused += ["add_bos_token", "add_eos_token"]
     for name in filter(settings.get, refused):
-        raise ValueError(f"{path}: {name} is {settings[name]!r:.40}: it would give other ids")
+        raise ValueError(f"{path}: {name} is {settings[name]!r:.40}, which is not supported")
     if not is_fast:
         return False, bool(settings.get("add_prefix_space"))
     for name in ("pre_tokenizer", "decoder"):
         if not tokenizer.get(name):
-            raise ValueError(f"{directory / 'tokenizer.json'}: it has no {name}")
+            raise ValueError(f"{directory / 'tokenizer.json'}: {name} is missing")
     add_prefix_space = bool(pre_tokenizer(tokenizer).get("add_prefix_space"))
     if settings.get("add_prefix_space") not in (None, add_prefix_space):
         raise ValueError(f"{path}: add_prefix_space contradicts tokenizer.json")
@@ -253,8 +251,7 @@ def read_settings(directory, contents):
 
 
 def vocabulary_files(vocabulary):
-    """Return {name: bytes} of the files that the vocabulary was read from, or else of vocab.json
-    and merges.txt."""
+    """Return {name: bytes} of the files that the vocabulary was read from, or else of new ones."""
     merges = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
     return vocabulary.files or {
         "vocab.json": json.dumps(vocabulary.ids).encode(),
@@ -263,7 +260,7 @@ def vocabulary_files(vocabulary):
 
 
 def save_vocabulary(vocabulary, directory):
-    """Write the files of a vocabulary. ValueError if another file there would change its tokens."""
+    """Write the files of a vocabulary. ValueError if another file there would change its ids."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files = vocabulary_files(vocabulary)

@@ -1,6 +1,6 @@
-// The maps of all heads, the map of the selected head, and the product of one query and one key.
+// Attention: the patterns of all heads and of the selected one, and a product of query and key.
 
-// A head's map, size by size bytes. If several weights share a pixel, it shows the largest of them.
+// Return a head's pattern as size x size bytes. If weights share a pixel, it shows the largest.
 function mapOf(layer, head, size, carried) {
   const bytes = new Uint8Array(size * size);
   for (let i = 0; i < n; i++) {
@@ -13,7 +13,7 @@ function mapOf(layer, head, size, carried) {
   return bytes;
 }
 
-// The token that is looked at: the selected one, or by default the one with the largest weight.
+// Return the position of the selected key, which is by default the one with the largest weight.
 function keyOf() {
   const pattern = patternOf(state.layer, state.head, state.token, state.carried) ?? [1];
   return state.key ?? pattern.indexOf(Math.max(...pattern));
@@ -21,7 +21,7 @@ function keyOf() {
 
 const wall = {key: "", side: 0, picture: document.createElement("canvas")};
 
-// All maps, a row for each block. A pause after each row lets the page react meanwhile.
+// Draw the maps of all heads, a row for each block. The page can react to input after each row.
 async function drawWall() {
   const room = roomFor("wall") - MARGIN, key = [room, state.carried, dark.matches].join();
   if (key === wall.key) return frameWall();
@@ -52,7 +52,7 @@ function frameWall() {
   $("wall").onclick = event => change(cellAt(event, side, n_head));
 }
 
-// The map of the selected head, with the tokens on both sides if there is room for them.
+// Draw the map of the selected head, with the tokens on two sides if there is room for them.
 function drawMap() {
   const {token: i, layer, head, carried} = state, key = keyOf();
   const room = Math.min(roomFor("map"), 640);
@@ -77,7 +77,7 @@ function drawMap() {
   }
   frame(context, left, left + i * side, (i + 1) * side, side);
   frame(context, left + key * side, left + i * side, side, side);
-  $("map-title").textContent = `Block ${layer}, head ${head}`;
+  $("map-title").textContent = `Attention pattern of block ${layer}, head ${head}`;
   $("map").onclick = event => {
     const index = x => limit(Math.floor((x - left) / side), 0, n - 1);
     const query = index(event.offsetY);
@@ -88,8 +88,8 @@ function drawMap() {
 function drawScale() {
   const context = canvas("scale", 160, 12), colours = palette();
   context.drawImage(pixels(Uint8Array.from(range(256)), 256, 1, colours), 0, 0, 160, 12);
-  $("scale-text").replaceChildren("0 ", $("scale"),
-    ` 1 (the colour follows the square root, so that small weights can be seen)`);
+  $("scale-text").replaceChildren("Weights from 0 ", $("scale"),
+    " to 1. The colour shows the square root, so that small weights are visible.");
 }
 
 function drawLooks() {
@@ -99,18 +99,19 @@ function drawLooks() {
   options($("head"), range(n_head).map(String), head);
   options($("key"), range(i + 1).map(j => `${j} ${tokenAt(j)}`), key);
   $("carried").checked = carried;
-  behind("map-table", () => (pattern ? table(["position", "token", "weight"],
+  tableIn("map-table", () => (pattern ? table(["position", "token", "weight"],
     Array.from(pattern, (x, j) => [String(j), token(tokenAt(j)), percent(x)])) : "–"));
   if (!pattern) {
     const [start, stop] = facts.fits.pattern;
-    $("looks").textContent = `Attention is kept for positions ${start} to ${stop - 1} only.`;
+    $("looks").textContent =
+      `The page contains attention for positions ${start} to ${stop - 1} only.`;
     return;
   }
   const largest = range(i + 1).sort((a, b) => pattern[b] - pattern[a]).slice(0, 6);
   const rows = largest.map(j => mark(
     [String(j), token(tokenAt(j)), percent(pattern[j]), bar(pattern[j])], j === key ? "next" : ""));
   $("looks").replaceChildren(
-    make("p", {}, token(tokenAt(i)), carried ? " takes over most from:" : " looks most at:"),
+    make("p", {}, token(tokenAt(i)), carried ? " takes in most from:" : " looks most at:"),
     table(["position", "token", "weight", ""], rows, "bars"));
 }
 
@@ -119,19 +120,19 @@ function drawProducts() {
   $("products-title").replaceChildren(
     "Why does ", token(tokenAt(i)), " look at ", token(tokenAt(key)), "?");
   $("products").hidden = !products;
-  behind("products-table", () => (products ? table(["dimension", "query", "key", "product / root"],
+  tableIn("products-table", () => (products ? table(["dimension", "query", "key", "divided product"],
     products.map(({q, k, product}, d) =>
       [String(d), q.toFixed(3), k.toFixed(3), signed(product)])) : "–"));
   if (!products) {
     const [start, stop] = facts.fits.qk;
     $("products-text").textContent =
-      `Queries and keys are kept for positions ${start} to ${stop - 1} only.`;
+      `The page contains queries and keys for positions ${start} to ${stop - 1} only.`;
     return;
   }
   const values = products.map(x => x.product), sum = values.reduce((a, b) => a + b, 0);
   columns("products", values, values.map(x => css(colour("two", x < 0 ? -0.6 : 0.6))));
   const weight = patternOf(layer, head, i, false)?.[key];
   $("products-text").textContent =
-    `Score ${signed(sum)}, the sum of ${values.length} products. Softmax makes a weight of each ` +
-    `score, larger the larger the score is beside the others: here ${percent(weight)}.`;
+    `The score is ${signed(sum)}, the sum of ${values.length} products. Softmax turns all scores ` +
+    `of the token into weights that add up to 1. The weight here is ${percent(weight)}.`;
 }

@@ -1,6 +1,6 @@
-// From logits to a token, in the way of gpt2.py.
+// How a token is chosen from the logits: the same steps as in gpt2.py.
 
-const FULL = 100;  // the end of the slider, which means no limit
+const FULL = 100;  // The right end of the slider for top-k means no limit.
 
 const sliderOfTopK = k => (k === null ? FULL
   : Math.min(FULL - 1, Math.round(FULL * Math.log(k) / Math.log(n_vocab))));
@@ -12,7 +12,7 @@ function drawChoosing() {
   const {token: i, temperature, top_k, top_p, min_p} = state;
   const values = {temperature, top_k: sliderOfTopK(top_k), top_p, min_p};
   const texts = {
-    temperature: temperature || "0: the first", top_k: top_k ?? "all",
+    temperature: temperature || "0: the best", top_k: top_k ?? "all",
     top_p: top_p < 1 ? top_p : "all", min_p: min_p || "all",
   };
   for (const [name, value] of Object.entries(values)) {
@@ -34,13 +34,13 @@ function drawChoosing() {
   const exact = i === facts.n_prompt - 1;
   const penalty = facts.sampling.repetition_penalty ?? 1;
   $("choosing-text").replaceChildren("After ", token(tokenAt(i)),
-    ` ${thousands(kept)} of ${thousands(n_vocab)} tokens can be drawn. `,
+    `, ${thousands(kept)} of ${thousands(n_vocab)} tokens can be drawn. `,
     facts.sampling.temperature === 0
-      ? "The command took the first each time, as with temperature 0. "
-      : "The sliders begin where the command had them. ",
+      ? "The command always took the most likely token, as with temperature 0. "
+      : "The sliders start at the command's settings. ",
     penalty !== 1 ? `The command's repetition penalty of ${penalty} is applied. ` : "",
-    exact ? "" : `Here the page keeps the best ${arrays.best.shape[1]} tokens one by one, and of ` +
-      "the others how many have which logit; behind the prompt it keeps all.");
+    exact ? "" : `Here the page contains the logits of the best ${arrays.best.shape[1]} tokens ` +
+      "exactly and the others rounded. At the end of the prompt it contains all of them exactly.");
 }
 
 function draw() {

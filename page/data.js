@@ -1,7 +1,6 @@
 "use strict";
-// The data of the page, as data.py has packed it, and the questions that the panels ask of it. All
-// scripts of the page share one global scope. facts are the small things; arrays are the large ones,
-// under the names of record.py.
+// The data of the page, unpacked, and the functions with which the panels read it. All scripts of
+// the page share one global scope. facts come from explain.py, and arrays from record.py.
 
 const facts = JSON.parse(document.getElementById("data").textContent);
 const arrays = {};
@@ -9,7 +8,7 @@ const ids = facts.ids, n = ids.length, {n_layer, n_head, n_embd, n_vocab} = fact
 const TYPES = {
   u1: Uint8Array, i1: Int8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array,
 };
-let tokenStarts;  // where the bytes of each id begin
+let tokenStarts;  // for each id, the index of its first byte in token_bytes
 
 async function unpack({type, shape, data}) {
   const text = atob(data), packed = new Uint8Array(text.length);
@@ -36,7 +35,7 @@ async function unpackAll() {
   });
 }
 
-// The numbers of an array along its last axis, at an index for each of the other axes.
+// Return the numbers along the last axis of an array, for one index of each other axis.
 function rowOf(name, ...indices) {
   const {values, shape} = arrays[name];
   const length = shape[shape.length - 1];
@@ -53,7 +52,7 @@ function bytesOf(id) {
 const hex = (x, length) => x.toString(16).toUpperCase().padStart(length, "0");
 const hexOf = bytes => Array.from(bytes, x => hex(x, 2));
 
-// A token with everything in it made visible: " be" is "␣be", and part of a character "⟨E2 98⟩".
+// Return a token with all characters visible: " be" as "␣be", part of a character as "⟨E2 98⟩".
 function nameOf(id) {
   const bytes = bytesOf(id);
   if (!bytes.length) return "⟨no token⟩";
@@ -72,8 +71,8 @@ function nameOf(id) {
 const tokenAt = i => nameOf(ids[i]);
 const nextId = i => (i + 1 < n ? ids[i + 1] : facts.beyond[0]);
 
-// Of a long text, some arrays hold only the positions from start to stop: -> the index of position i
-// in them, or -1.
+// If the text is long, some arrays contain only the positions from start to stop. Return the index
+// of position i in such an array, or -1.
 function indexIn(kind, i) {
   const [start, stop] = facts.fits[kind];
   return i >= start && i < stop ? i - start : -1;
@@ -81,9 +80,9 @@ function indexIn(kind, i) {
 
 // Attention
 
-// How much of its attention token i gives to each token up to itself, in one head: numbers from 0 to
-// 1, or null where the page does not hold them. carried: weighted by the sizes of the values, and
-// scaled so that the sum is 1 again.
+// Return the attention weights of token i in one head, one for each token up to i, or null if the
+// page does not contain them. carried: multiply them by the sizes of the values, and scale the
+// results so that their sum is 1 again.
 function patternOf(layer, head, i, carried) {
   const index = indexIn("pattern", i);
   if (index < 0) return null;
@@ -104,8 +103,8 @@ function patternOf(layer, head, i, carried) {
   return sum ? pattern.map(x => x / sum) : pattern;
 }
 
-// The numbers of a query and a key, and their products divided by the root of their count: the sum
-// of these is the score.
+// Return the numbers of a query and a key, and their products divided by the square root of the
+// length. The sum of the divided products is the score.
 function productsOf(layer, head, i, j) {
   const indices = [indexIn("qk", i), indexIn("qk", j)];
   if (Math.min(...indices) < 0) return null;
@@ -124,8 +123,9 @@ function candidatesAt(i) {
     ({id, logit: logits[c], p: Math.exp(logits[c] - sum)}));
 }
 
-// The distribution after token i: {id, logit, count}, the most likely first. After the prompt these
-// are all tokens; elsewhere the most likely tokens, and the others in groups without an id.
+// Return the distribution after token i as a list of {id, logit, count}, the most likely first. At
+// the end of the prompt it contains all tokens. Elsewhere it contains the most likely tokens, and
+// groups of other tokens with similar logits, whose id is null.
 function distributionAt(i) {
   const penalty = facts.sampling.repetition_penalty ?? 1;
   const earlier = new Set(ids.slice(0, i + 1));
@@ -149,8 +149,8 @@ function distributionAt(i) {
   return all.sort((a, b) => b.logit - a.logit);
 }
 
-// The same as gpt2.probabilities, for a distribution with groups. Each group gets kept, how many of
-// it remain, and p, the probability of one of them.
+// Do what gpt2.probabilities does, for a distribution with groups. Each group gets kept, the number
+// of its tokens that remain, and p, the probability of one of them.
 function probabilities(distribution, {temperature, top_k, top_p, min_p}) {
   const best = distribution[0].logit;
   if (!temperature) return [{...distribution[0], kept: 1, p: 1}];
@@ -184,10 +184,10 @@ function probabilities(distribution, {temperature, top_k, top_p, min_p}) {
   return left;
 }
 
-// Attribution and ablation, with the parts of the model in record.py's order
+// Attribution and ablation, with the parts of the model in the order of record.py
 
-// What each part contributes to a candidate's logit, or with versus to its distance from that of
-// another candidate; null where the page does not hold it.
+// Return what each part contributes to the logit of a candidate, or with versus to the difference
+// between the logits of two candidates. Return null if the page does not contain it.
 function attributionOf(i, candidate, versus) {
   const index = indexIn("attribution", i);
   if (index < 0) return null;
@@ -206,7 +206,7 @@ function partNames() {
   return [...names, "biases"];
 }
 
-// The probability of a candidate without each part that is ablated, or null.
+// Return the probability of a candidate without each of the ablated parts, or null.
 function ablationOf(i, candidate) {
   const index = indexIn("attribution", i);
   if (index < 0 || !arrays.ablation) return null;
@@ -219,8 +219,8 @@ function ablatedNames() {
   return range(n_layer).flatMap(layer => [`block ${layer} attention`, `block ${layer} MLP`]);
 }
 
-// Steps of the residual stream: 0 is the embedding, 2i + 1 is after the attention of block i, and
-// 2i + 2 after its MLP.
+// Steps of the residual stream: 0 is the embedding, 2i + 1 follows the attention of block i, and
+// 2i + 2 follows its MLP.
 const layerOf = step => Math.floor((step - 1) / 2);
 const stepName = (step, attention = "attention") =>
   step ? `block ${layerOf(step)} ${step % 2 ? attention : "MLP"}` : "embedding";

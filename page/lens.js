@@ -1,4 +1,4 @@
-// The logit lens, with as many columns around the selected token as there is room for.
+// The logit lens, with as many columns around the selected token as fit.
 
 function drawLens() {
   const {steps, lens: [start, stop]} = facts.fits, host = $("lens-grid"), i = state.token;
@@ -22,7 +22,7 @@ function drawLens() {
     td.style.color = ink(rgb);
     return td;
   };
-  const blockOf = step => (step ? {layer: layerOf(step)} : {});  // the embedding is in no block
+  const blockOf = step => (step ? {layer: layerOf(step)} : {});  // The embedding is not in a block.
   host.replaceChildren(make("table", {class: "lens"},
     make("thead", {}, make("tr", {}, make("th", {scope: "col"}, "after"), ...shown.map(header))),
     make("tbody", {}, ...steps.map((name, step) => make("tr", {},
@@ -31,23 +31,24 @@ function drawLens() {
   drawLensText(selected, steps, best);
 }
 
-// The probabilities of the five best tokens.
+// Return the probabilities of the five best guesses.
 const lensOf = (step, at) => Array.from(rowOf("lens_p", step, at), x => (x / 65535) ** 2);
 
 function drawLensText(selected, steps, best) {
   const last = steps.length - 1;
   if (selected < 0) {
     const [start, stop] = facts.fits.lens;
-    $("lens-text").textContent = `The lens is kept for positions ${start} to ${stop - 1} only.`;
+    $("lens-text").textContent =
+      `The page contains the lens for positions ${start} to ${stop - 1} only.`;
   } else {
     const final = best(last, selected);
     let since = last;
     while (since > 0 && best(since - 1, selected) === final) since--;
-    $("lens-text").replaceChildren("After ", token(tokenAt(state.token)), " the model ends with ",
-      token(nameOf(final)), ", and this has been its best guess without a break since: ",
-      make("strong", {}, stepName(steps[since])), ".");
+    $("lens-text").replaceChildren("After ", token(tokenAt(state.token)), ", the model predicts ",
+      token(nameOf(final)), ". This has been the best guess in every row from ",
+      make("strong", {}, stepName(steps[since])), " on.");
   }
-  behind("lens-table", () => {
+  tableIn("lens-table", () => {
     if (selected < 0) return "–";
     const rows = steps.map((name, step) => [stepName(name),
       ...Array.from(rowOf("lens_ids", step, selected), (id, c) =>

@@ -1,4 +1,4 @@
-// The state of the page, which its address keeps. Each change draws the panels again.
+// The state of the page, which is also kept in its address. Each change draws the panels again.
 
 const START = {
   token: facts.n_prompt - 1, layer: n_layer - 1, head: 0, key: null, carried: false,
@@ -8,7 +8,7 @@ const START = {
 };
 const state = {...START};
 
-function tidy() {
+function clampState() {
   state.token = limit(state.token, 0, n - 1);
   state.layer = limit(state.layer, 0, n_layer - 1);
   state.head = limit(state.head, 0, n_head - 1);
@@ -28,7 +28,7 @@ function change(changes) {
     $("drawn").textContent = "";
   }
   Object.assign(state, changes);
-  tidy();
+  clampState();
   const kept = Object.entries(state).filter(([name, value]) => value !== START[name]);
   const address = kept.map(([name, value]) => `${name}=${value ?? "all"}`).join("&");
   history.replaceState(null, "", `#${address}`);
@@ -46,7 +46,7 @@ function readAddress() {
       state[name] = ["temperature", "top_p", "min_p"].includes(name) ? +text : Math.trunc(+text);
     }
   }
-  tidy();
+  clampState();
 }
 
 const SLIDERS = ["temperature", "top_k", "top_p", "min_p"];
@@ -115,50 +115,50 @@ function listen() {
   dark.addEventListener("change", () => { drawScale(); show(); });
 }
 
-// What the page leaves out of a long text, see what_fits in data.py.
+// List what the page contains if the text is too long for all of it: see what_fits in data.py.
 function notesOnLimits() {
   const {steps, strongest, best, neurons, whole_layers, passes} = facts.fits, notes = [];
   const note = (condition, text) => { if (condition) notes.push(text); };
   const positions = (kind, what) => {
     const [start, stop] = facts.fits[kind];
-    note(stop - start < n, `${what} for positions ${start} to ${stop - 1} only, of ${n}`);
+    note(stop - start < n, `${what} for positions ${start} to ${stop - 1} only, out of ${n}`);
   };
-  note(steps.length < 2 * n_layer + 1, "the lens after whole blocks, not half blocks");
-  positions("lens", "the lens");
-  note(strongest, `of each token's attention the ${strongest} largest weights`);
+  note(steps.length < 2 * n_layer + 1, "the logit lens after whole blocks, not after half blocks");
+  positions("lens", "the logit lens");
+  note(strongest, `the ${strongest} largest attention weights of each token in each head`);
   positions("pattern", "attention");
   positions("qk", "queries and keys");
-  note(best < 200, `of each distribution the ${best} best tokens one by one`);
-  note(neurons < 16, `of each block and token the ${neurons} strongest neurons`);
-  positions("attribution", "shares and knock-outs");
+  note(best < 200, `the exact logits of the ${best} most likely tokens at each position`);
+  note(neurons < 16, `the ${neurons} strongest neurons for each token in each block`);
+  positions("attribution", "direct logit attribution and ablation");
   note(whole_layers, passes
-    ? "knock-outs of whole layers: of single heads they take longer than a minute"
-    : "no knock-outs: they take longer than five minutes");
+    ? "ablation of whole attention layers and MLPs: for single heads it takes more than a minute"
+    : "no ablation: it takes more than five minutes");
   return notes;
 }
 
-function tell() {
+function describe() {
   const {n_prompt, sampling, ended} = facts, n_beyond = facts.beyond.length;
-  const chosen = sampling.seed === null ? "the most likely token each time"
-    : `draws at temperature ${sampling.temperature}, seed ${sampling.seed}`;
-  const ends = {"end of text": "Then the model ended the text.", stop: "Then came a stop."};
+  const chosen = sampling.seed === null ? "always the most likely one"
+    : `drawn at temperature ${sampling.temperature} with seed ${sampling.seed}`;
+  const ends = {"end of text": "Then the model ended the text.", stop: "Then came a stop text."};
   $("about").replaceChildren(make("strong", {}, facts.model),
-    `, a GPT-2 of ${n_layer} blocks with ${n_head} heads, ${n_embd} numbers for each token, ` +
-    `${thousands(n_vocab)} tokens to choose from. ${thousands(n_prompt)} ` +
-    `${n_prompt === 1 ? "token" : "tokens"} of prompt, ${thousands(n - n_prompt + n_beyond)} of ` +
-    `continuation (${chosen}). ${ends[ended] ?? ""}`);
+    ` is a GPT-2 model with ${n_layer} blocks of ${n_head} heads each, ${n_embd} numbers per ` +
+    `token, and a vocabulary of ${thousands(n_vocab)} tokens. It has read a prompt of ` +
+    `${thousands(n_prompt)} ${n_prompt === 1 ? "token" : "tokens"}, and continued it with ` +
+    `${thousands(n - n_prompt + n_beyond)} (${chosen}). ${ends[ended] ?? ""}`);
   const notes = notesOnLimits();
   if (facts.n_cut) {
-    notes.unshift(`the end of the prompt: its first ${facts.n_cut} tokens are more than the model ` +
-      "sees at once, and are left out");
+    notes.unshift(`the end of the prompt, without its first ${facts.n_cut} tokens: they do not ` +
+      "fit in the model's context");
   }
   if (n_beyond) {
-    notes.unshift(`the first ${n} tokens, as many as the model sees at once; ${n_beyond} more ` +
-      "were written with a window that had moved on, and are grey in the strip");
+    notes.unshift(`the first ${n} tokens, which fill the model's context: it wrote the other ` +
+      `${n_beyond}, shown in grey at the top, after its window had moved on`);
   }
   $("holds").textContent = notes.length
-    ? "To keep the file small and its making short, it holds not all, but:"
-    : "Everything, at every position; numbers are rounded, but less than a picture shows.";
+    ? "The page would be too large, or take too long to make, with everything in it. It contains:"
+    : "Everything, at every position. The numbers are rounded, but not visibly.";
   $("left-out").replaceChildren(...notes.map(text => make("li", {}, text)));
   for (const step of document.querySelectorAll(".step")) {
     const name = step.dataset.step, text = `Lesson, step ${parseInt(name, 10)}.`;
@@ -170,17 +170,17 @@ function tell() {
 async function begin() {
   const lacking = ["DecompressionStream", "HTMLDialogElement"].filter(name => !(name in window));
   if (lacking.length) {
-    $("lack").textContent = `This browser lacks ${lacking.join(" and ")}, which this page needs: ` +
-      "Chromium 103, Firefox 113, Safari 16.4 or newer have it.";
+    $("lack").textContent = `This page needs ${lacking.join(" and ")}, which this browser does ` +
+      "not have. Use Chromium 103, Firefox 113, Safari 16.4 or a newer version.";
     return;
   }
-  $("lack").textContent = "One moment: the numbers are being unpacked.";
+  $("lack").textContent = "The numbers are being unpacked.";
   await unpackAll();
   readAddress();
   $("page").hidden = false;
   $("lack").remove();
   makeStrip();
-  tell();
+  describe();
   drawScale();
   listen();
   show();

@@ -1,9 +1,9 @@
-// Parts of all panels: elements, tables with bars, colours, small charts.
+// What several panels use: elements, tables with bars, colours, small charts.
 
 const $ = id => document.getElementById(id);
 const range = length => Array.from({length}, (_, i) => i);
 const limit = (x, low, high) => Math.max(low, Math.min(high, x));
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function make(tag, attributes = {}, ...children) {
@@ -23,7 +23,7 @@ const percent = p => (p === undefined ? "–" : p >= 0.0995 ? `${(100 * p).toFix
 const thousands = x => x.toLocaleString("en");
 const signed = x => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
 
-// A bar for a number up to 1. With twoSided it starts in the middle, and to the left if negative.
+// Return a bar for a number up to 1. With twoSided it points left or right from the middle.
 function bar(x, twoSided = false) {
   const inner = make("div", {class: x < 0 ? "negative" : "positive"});
   const length = Math.min(1, Math.abs(x)) * (twoSided ? 50 : 100);
@@ -32,7 +32,7 @@ function bar(x, twoSided = false) {
   return make("div", {class: "bar", "aria-hidden": "true"}, inner);
 }
 
-// rows: arrays of cells, which are texts or elements. A row may have a class, see mark.
+// Return a table. rows: arrays of cells, which are texts or elements; mark gives a row a class.
 function table(head, rows, className = "") {
   const titles = head.map(x => (x ? make("th", {scope: "col"}, x) : make("td")));
   return make("table", {class: className},
@@ -43,10 +43,10 @@ function table(head, rows, className = "") {
 
 const mark = (row, name) => Object.assign(row, {mark: name});
 
-// The table behind a picture is built when the reader opens it, and when something else is selected.
-function behind(id, build) {
+// Build a table inside <details> when the reader opens it, and again when the selection changes.
+function tableIn(id, build) {
   const details = $(id), old = details.querySelector(".scroll");
-  details.ontoggle = () => behind(id, build);
+  details.ontoggle = () => tableIn(id, build);
   if (old) old.remove();
   if (details.open) {
     const label = details.querySelector("summary").textContent;
@@ -64,8 +64,8 @@ function options(select, names, chosen) {
   select.value = chosen;
 }
 
-// Colours for numbers from 0 to 1, and from -1 (orange) to 1 (blue). Along both ramps brightness
-// changes steadily, so that they can be read without seeing colours.
+// Colours for numbers from 0 to 1 (one), and from -1, orange, to 1, blue (two). Brightness changes
+// steadily along the first ramp, and from the middle of the second one to its ends.
 
 const RAMPS = {
   light: {
@@ -87,7 +87,7 @@ function colour(kind, number) {
 
 const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
 
-// Black or white, whichever has more contrast with a colour, as WCAG 2 defines it.
+// Return black or white, whichever contrasts more with a colour, by the definition of WCAG 2.
 function ink(rgb) {
   const [r, g, b] = rgb.map(x => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
@@ -96,7 +96,7 @@ function ink(rgb) {
 const palette = () => range(256).map(i => colour("one", i / 255));
 const themed = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// Give a canvas its size, in the page's pixels, and return its drawing context.
+// Set the size of a canvas, in pixels of the page, and return its drawing context.
 function canvas(id, width, height) {
   const element = $(id), ratio = window.devicePixelRatio || 1;
   element.width = Math.round(width * ratio);
@@ -111,7 +111,7 @@ function canvas(id, width, height) {
 
 const roomFor = id => Math.floor($(id).parentElement.clientWidth);
 
-// A picture with one pixel for each number from 0 to 255, which can be drawn at any size.
+// Return a picture with one pixel for each number from 0 to 255. It can be drawn at any size.
 function pixels(values, width, height, colours) {
   const picture = document.createElement("canvas");
   Object.assign(picture, {width, height});
@@ -124,7 +124,7 @@ function pixels(values, width, height, colours) {
   return picture;
 }
 
-// A column for each value, up or down from a line, with a colour for each.
+// Draw a column for each value, up or down from a line, with a colour for each.
 function columns(id, values, colours) {
   const width = roomFor(id), height = 120, context = canvas(id, width, height);
   const high = Math.max(0, ...values), low = Math.min(0, ...values);
@@ -145,9 +145,9 @@ function frame(context, x, y, width, height) {
   context.strokeRect(x, y, Math.max(2, width), Math.max(2, height));
 }
 
-// The numbers of blocks on the left and the names of columns on top, as many as there is room for.
-const MARGIN = 22;
+const MARGIN = 22;  // for the labels of rows and columns, in pixels
 
+// Write the labels of rows on the left and of columns at the top, as many as fit.
 function axes(context, rows, names, side) {
   context.fillStyle = themed("--soft");
   context.font = "11px system-ui, sans-serif";
@@ -159,14 +159,14 @@ function axes(context, rows, names, side) {
   for (let i = 0; i < names.length; i += every) context.fillText(names[i], middle(i), MARGIN / 2);
 }
 
-// The block and head of the cell that was clicked.
+// Return the block and the head of the cell that was clicked, or the block alone for an MLP.
 function cellAt(event, side, width) {
   const index = (x, count) => limit(Math.floor((x - MARGIN) / side), 0, count - 1);
   const layer = index(event.offsetY, n_layer), head = index(event.offsetX, width);
   return head < n_head && width >= n_head ? {layer, head} : {layer};
 }
 
-// A grid of cells coloured by numbers from -1 to 1, a row for each block. chosen: the framed column.
+// Draw cells coloured by numbers from -1 to 1, a row for each block. chosen: the framed column.
 function grid(id, names, numbers, chosen) {
   const width = names.length, room = roomFor(id) - MARGIN;
   const side = Math.max(4, Math.min(36, Math.floor(room / width))), inner = side - (side > 6);

@@ -1,8 +1,8 @@
-"""What happens in the model while it reads a text, and what that says about the next token.
+"""Record what happens in the model while it reads a text, and how that leads to the next token.
 
-gpt2.gpt2 drops each result as soon as it is used. run_with_trace makes the same pass with the same
-functions and yields what happened in each block. Each function after it answers one question, and
-record collects the answers for the page. Shapes as in gpt2.py; m positions of a text, or all n.
+gpt2.gpt2 keeps no intermediate results. run_with_trace makes the same pass with the same functions
+and yields the activations of each block. Each function after it answers one question about them,
+and record collects the answers for the page. Shapes are as in gpt2.py; m is some of n positions.
 """
 
 import math
@@ -16,14 +16,14 @@ from page import data
 
 
 class BlockTrace:
-    """What happens in a block to the residual stream x, under the names of TransformerLens."""
+    """The activations of a block for the residual stream x, under the names of TransformerLens."""
 
     def __init__(self, x, block, hparams):
         y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
         qkv = gpt2.linear(y, **block["attn"]["c_attn"])  # [n, 3e]
         self.q, self.k, self.v = gpt2.split_heads(qkv, hparams["n_head"])  # three times [h, n, d]
         self.pattern = attention_pattern(self.q, self.k)  # [h, n, n], each row sums to 1
-        self.z = self.pattern @ self.v  # [h, n, d]: what the heads gather, before c_proj
+        self.z = self.pattern @ self.v  # [h, n, d], the output of each head before c_proj
         z = self.z.swapaxes(0, 1).reshape(x.shape)  # [h, n, d] -> [n, e]
         self.resid_pre = x  # [n, e]
         self.resid_mid = x + gpt2.linear(z, **block["attn"]["c_proj"])  # between attention and MLP
@@ -31,7 +31,7 @@ class BlockTrace:
 
 
 def attention_pattern(q, k):  # twice [h, n, d] -> [h, n, n], each row sums to 1
-    """Return the weights with which gpt2.attention averages the values."""
+    """Return the weights that gpt2.attention gives to the values."""
     h, n, d = q.shape
     q = q * (1 / math.sqrt(d))
     pattern = np.zeros((h, n, n), np.float32)
@@ -42,7 +42,7 @@ def attention_pattern(q, k):  # twice [h, n, d] -> [h, n, n], each row sums to 1
 
 
 def row_groups(n):  # -> slices
-    """Return range(n) in pieces, since the logits of a whole text would fill the memory."""
+    """Split range(n) into pieces, because the logits of a long text might not fit in memory."""
     return [slice(i, min(i + gpt2.QUERY_BLOCK, n)) for i in range(0, n, gpt2.QUERY_BLOCK)]
 
 
@@ -54,7 +54,7 @@ def run_mlp(resid_mid, block, hparams):  # [n, e] -> [n, 4e], [n, e]
 
 
 def run_block(x, block, hparams):  # [n, e] -> [n, e]
-    """Return the residual stream after a block, without a trace and faster."""
+    """Return the residual stream after a block, without a trace, which is faster."""
     y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
     (cache,) = gpt2.new_cache(len(x), {**hparams, "n_layer": 1})
     attn = gpt2.mha(y, **block["attn"], n_head=hparams["n_head"], cache=cache, n_past=0)
@@ -71,10 +71,10 @@ def run_with_trace(ids, params, hparams):
 
 
 def residual_streams(traces, rows=slice(None)):
-    """Return {step: residual stream [n, e], or these rows of it} after each half block."""
+    """Return {step: rows of the residual stream} for the embedding and after each half block."""
     streams = {}
     for i, trace in enumerate(traces):
-        streams.setdefault("embedding", trace.resid_pre[rows])  # of the first block
+        streams.setdefault("embedding", trace.resid_pre[rows])  # kept from the first block only
         streams[f"block {i} attention"] = trace.resid_mid[rows]
         streams[f"block {i} MLP"] = trace.resid_post[rows]
     return streams
@@ -94,7 +94,7 @@ def top(x, n):  # [..., m] -> [..., n]
 
 
 def logit_lens(x, params, hparams, ids=None):  # [m, e] -> ids and probabilities, both [m, c]
-    """Return the 5 best tokens, or ids [m, c], if the model ended here: nostalgebraist 2020."""
+    """Return the 5 best guesses, or these ids, if the model ended here: nostalgebraist 2020."""
     best, p = [], []
     for rows in row_groups(len(x)):
         logits = unembed(x[rows], params, hparams)
@@ -104,12 +104,12 @@ def logit_lens(x, params, hparams, ids=None):  # [m, e] -> ids and probabilities
 
 
 def next_token(logits, next_id, fits):  # [n_vocab] -> {name: array}
-    """Return what may come after a position.
+    """Return what the page needs to know about the distribution of the next token.
 
-    candidates: the 10 most likely tokens; the last gives way to next_id, the token that does come,
-    if that is known and not among them. log_sum_exp: a probability is exp(logit - log_sum_exp).
-    best: more of the most likely tokens. All others are counted in bins, by how far their logits
-    are below the last of these. bin_means: where in a bin their mean is, from 0 to 255.
+    candidates: the 10 most likely tokens, or the first 9 of them and next_id, the token that really
+    comes next (None if unknown). log_sum_exp: a probability is exp(logit - log_sum_exp). best: more
+    of the most likely tokens. bin_counts: the numbers of other tokens, by how far their logits are
+    below the last of these. bin_means: the position of their mean inside each bin, from 0 to 255.
     """
     best = top(logits, min(fits["best"], len(logits)))
     candidates = best[: data.N_CANDIDATES].copy()
@@ -134,16 +134,16 @@ def next_token(logits, next_id, fits):  # [n_vocab] -> {name: array}
 def direct_logit_attribution(ids, at, candidates, traces, params, hparams):
     """Return what each part of the model contributes to the logits of candidates [m, c].
 
-    A logit is the product of the last stream, normalised, with a token's embedding. The stream is a
-    sum; so with the last layer norm's scale as it was, the logit is the sum of a product for each
-    part: Elhage et al. 2021. at: m positions, a slice. -> [m, c + 1, parts]: token embedding, that
-    of the position, each block's heads and MLP, all biases. The last candidate: the mean token.
+    A logit is the product of a token's embedding and the last stream, normalised. The stream is a
+    sum. With the last layer norm's scale as given, so is the logit: Elhage et al. 2021. at: a slice
+    of m positions. -> [m, c + 1, parts], with the mean of all tokens as the last candidate. Parts:
+    the embeddings of token and position, each block's heads and MLP, and the sum of all biases.
     """
     wte, ln_f = params["wte"], params["ln_f"]
     x = traces[-1].resid_post[at]
     mean_token = np.broadcast_to(wte.mean(0), (len(x), 1, x.shape[1]))
     tokens = np.concatenate([wte[candidates], mean_token], 1)  # [m, c + 1, e]
-    # Normalise the other factor instead of each part: the product is the same.
+    # Normalising the tokens instead of each part gives the same products.
     direction = tokens * ln_f["g"]
     direction -= direction.mean(-1, keepdims=True)
     direction /= np.sqrt(x.var(-1) + hparams["layer_norm_epsilon"])[:, None, None]
@@ -171,8 +171,8 @@ def split_output(block, hparams):  # -> [h, d, e]
 def ablate_parts(traces, whole_layers, params, hparams):
     """Yield the last residual stream [n, e] of a pass without a part, for one part after another.
 
-    The parts: each block's heads (or with whole_layers its attention as a whole) and its MLP. An
-    ablated part adds nothing, at any position. What comes before it is not computed again.
+    The parts are each block's heads (with whole_layers all its heads at once) and its MLP. A part
+    that is left out adds nothing at any position. The parts before it are not computed again.
     """
     for i, (block, trace) in enumerate(zip(params["blocks"], traces)):
         if whole_layers:
@@ -181,14 +181,14 @@ def ablate_parts(traces, whole_layers, params, hparams):
             heads = zip(trace.z, split_output(block, hparams))
             mids = [trace.resid_mid - z @ w for z, w in heads]
         streams = [run_mlp(resid_mid, block, hparams)[1] for resid_mid in mids]
-        for x in [*streams, trace.resid_mid]:  # the last one is without the MLP
+        for x in [*streams, trace.resid_mid]:  # resid_mid is the stream without the MLP
             for later in params["blocks"][i + 1 :]:
                 x = run_block(x, later, hparams)
             yield x
 
 
 def top_neurons(neurons, block, n_best):  # [n, 4e] -> three times [n, n_best]
-    """Return the neurons that add most: indices, activations, and the lengths of what they add."""
+    """Return the indices, activations and lengths of the vectors of the neurons that add most."""
     lengths = np.abs(neurons) * np.linalg.norm(block["mlp"]["c_proj"]["w"], axis=1)
     indices = top(lengths, min(n_best, neurons.shape[1]))
     activations = np.take_along_axis(neurons, indices, -1)
@@ -196,15 +196,15 @@ def top_neurons(neurons, block, n_best):  # [n, 4e] -> three times [n, n_best]
 
 
 def promoted_tokens(indices, params):  # [n_layer, n, n_best] -> {name: array}
-    """Return the tokens that neurons make more likely, and block * 4e + index of these neurons.
+    """Return the tokens that neurons make more likely, and block * 4e + index of each neuron.
 
-    A neuron adds its row of c_proj, which is read like the last stream: Geva et al. 2022. If there
-    are too many neurons, those that add most come first.
+    A neuron adds a multiple of its row of c_proj, and the logits of that row show which tokens it
+    promotes: Geva et al. 2022. If there are too many neurons, the strongest of each token stay.
     """
     numbers, tokens = [], []
     for i, (block, strongest) in enumerate(zip(params["blocks"], indices)):
         w = block["mlp"]["c_proj"]["w"]  # [4e, e]
-        chosen = list(dict.fromkeys(strongest.T.ravel().tolist()))  # each neuron once
+        chosen = list(dict.fromkeys(strongest.T.ravel().tolist()))  # without duplicates
         chosen = sorted(chosen[: max(1, data.MAX_PROMOTING // len(indices))])
         numbers += [i * len(w) + neuron for neuron in chosen]
         added = (w[chosen] - w[chosen].mean(-1, keepdims=True)) * params["ln_f"]["g"]
@@ -215,15 +215,15 @@ def promoted_tokens(indices, params):  # [n_layer, n, n_best] -> {name: array}
 
 
 def record(ids, n_prompt, next_id, params, hparams):
-    """Return {name: array} for the page, and what fits into it (see data.what_fits).
+    """Return {name: array} for the page, and the dict from data.what_fits.
 
-    ids: the text, of which the first n_prompt are the prompt. next_id: what followed it, or None.
+    ids: the prompt (n_prompt ids) and its continuation. next_id: the id after these, or None.
     """
     fits = data.what_fits(len(ids), n_prompt, hparams)
     traces, blocks, positions = [], [], []
     for trace, block in zip(run_with_trace(ids, params, hparams), params["blocks"]):
         blocks.append(record_block(trace, block, fits, hparams))
-        del trace.q, trace.k, trace.v, trace.pattern, trace.neurons  # they would fill the memory
+        del trace.q, trace.k, trace.v, trace.pattern, trace.neurons  # to save memory
         traces.append(trace)
     streams = list(residual_streams(traces).values())
     next_ids = [*ids[1:], next_id]
@@ -243,7 +243,7 @@ def record(ids, n_prompt, next_id, params, hparams):
     at = fits["attribution"]
     candidates = arrays["candidates"][at]
     contributions = direct_logit_attribution(ids, at, candidates, traces, params, hparams)
-    arrays["attribution"] = np.round(contributions * 2.0**20) / 2.0**20  # zeros can be compressed
+    arrays["attribution"] = np.round(contributions * 2.0**20) / 2.0**20  # compresses better
     if fits["passes"]:
         passes = ablate_parts(traces, fits["whole_layers"], params, hparams)
         passes = tqdm(passes, "ablation", fits["passes"], delay=1, disable=None)
@@ -253,10 +253,10 @@ def record(ids, n_prompt, next_id, params, hparams):
 
 
 def record_block(trace, block, fits, hparams):
-    """Return {name: array} of what the page holds about a block."""
+    """Return {name: array} with everything that the page contains about a block."""
     qk = np.stack([trace.q, trace.k])[:, :, fits["qk"]]  # [2, h, m, d]
     qk_step = np.abs(qk).max(2, keepdims=True) / 127 + 1e-30
-    # Attention to a value of which little is added means little: Kobayashi et al. 2020.
+    # Attention to a small value has little effect, so the page needs sizes: Kobayashi et al. 2020.
     norms = np.linalg.norm(trace.v @ split_output(block, hparams), axis=-1)  # [h, n]
     neurons, activations, lengths = top_neurons(trace.neurons, block, fits["neurons"])
     return {
@@ -271,5 +271,5 @@ def record_block(trace, block, fits, hparams):
 
 
 def stack(rows):
-    """Return a dict of arrays for a list of such dicts: [{"a": [n]}] * m -> {"a": [m, n]}."""
+    """Stack the arrays of m dicts with the same names: [{"a": [n]}] * m -> {"a": [m, n]}."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

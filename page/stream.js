@@ -8,13 +8,13 @@ function drawStream() {
   const colours = names.map(themed);
   columns("norms", norms, colours);
   columns("added", added, colours.slice(1));
-  behind("norms-table", () => table(["after", "length of the stream", "length of what was added"],
+  tableIn("norms-table", () => table(["after", "length of the stream", "length of what was added"],
     norms.map((x, step) =>
       [stepName(step), x.toFixed(2), step ? added[step - 1].toFixed(2) : "–"])));
   drawNeurons(i);
 }
 
-let rowOfNeuron = null;  // block * width + neuron -> its row in promoted_tokens
+let rowOfNeuron = null;  // a Map from block * width + neuron to the row in promoted_tokens
 
 function drawNeurons(i) {
   const {layer} = state, width = facts.hparams.n_inner ?? 4 * n_embd;
@@ -24,12 +24,12 @@ function drawNeurons(i) {
   const lengths = Array.from(rowOf("neuron_norms", layer, i), x => x * x);
   const rows = Array.from(rowOf("top_neurons", layer, i), (neuron, c) => {
     const row = rowOfNeuron.get(layer * width + neuron), tokens = make("span", {class: "tokens"});
-    if (row === undefined) tokens.append("not worked out for this one");
+    if (row === undefined) tokens.append("not computed for this neuron");
     else rowOf("promoted_tokens", row).forEach(id => tokens.append(token(nameOf(id)), " "));
     return [String(neuron), signed(activations[c]), bar(lengths[c] / (lengths[0] || 1)), tokens];
   });
   $("neurons-title").replaceChildren(
-    `Block ${layer}: the neurons that wrote most at `, token(tokenAt(i)));
+    `MLP of block ${layer}: the neurons that add most at `, token(tokenAt(i)));
   $("neurons").replaceChildren(
-    table(["neuron", "fired", "wrote", "makes more likely"], rows, "bars"));
+    table(["neuron", "activation", "adds", "makes more likely"], rows, "bars"));
 }

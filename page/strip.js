@@ -1,4 +1,4 @@
-// The tokens of the text, and what the model expected after the selected one.
+// The tokens of the text, and what the model predicts after the selected one.
 
 function makeStrip() {
   const list = $("tokens");
@@ -10,7 +10,7 @@ function makeStrip() {
     list.append(chip);
   });
   facts.beyond.forEach(id => list.append(make("span", {
-    class: "chip beyond", "aria-hidden": "true", title: "beyond what this page looks at",
+    class: "chip beyond", "aria-hidden": "true", title: "after the part that the page shows",
   }, token(nameOf(id)))));
 }
 
@@ -23,16 +23,16 @@ function drawStrip() {
     chip.lastChild.style.width = `${100 * (pattern[j] ?? 0) / most}%`;
   });
   list.setAttribute("aria-activedescendant", `token-${i}`);
-  const chip = $(`token-${i}`);  // not scrollIntoView, which would move the page as well
+  const chip = $(`token-${i}`);  // Its scrollIntoView() would scroll the page, too.
   const above = chip.offsetTop - list.scrollTop;
   if (above < 0 || above + chip.offsetHeight > list.clientHeight)
     list.scrollTop = chip.offsetTop - list.clientHeight / 2;
   const hex = hexOf(bytesOf(ids[i]));
   $("chosen").replaceChildren(
     make("strong", {}, "Selected: ", token(tokenAt(i))),
-    ` position ${i}, id ${ids[i]}, `,
+    `, position ${i}, id ${ids[i]}, `,
     `${hex.length === 1 ? "byte" : "bytes"} ${hex.slice(0, 12).join(" ")}`,
-    `${hex.length > 12 ? " …" : ""}. Bars: what it looks at in block ${layer}, head ${head}.`);
+    `${hex.length > 12 ? " …" : ""}. Blue bars: what it looks at in block ${layer}, head ${head}.`);
 }
 
 function drawNext() {
@@ -44,13 +44,14 @@ function drawNext() {
     const row = [`${rank}`, token(nameOf(x.id)), String(x.id), percent(x.p), bar(x.p / best), what];
     return mark(row, x.id === next ? "next" : "");
   });
-  $("rivals").replaceChildren(table(["", "may follow", "id", "probability", "", ""], rows, "bars"));
+  const head = ["rank", "next token", "id", "probability", "", ""];
+  $("rivals").replaceChildren(table(head, rows, "bars"));
   $("play").textContent = playing ? "Stop" : "Play";
   $("play").setAttribute("aria-pressed", String(Boolean(playing)));
   $("next-title").replaceChildren("What comes after ", token(tokenAt(i)));
 }
 
-// Play starts at the end of the prompt, or at the selected token if that is further on.
+// Playing starts at the end of the prompt, or at the selected token if that comes later.
 let playing = null;
 
 function play() {
@@ -60,11 +61,11 @@ function play() {
     return show();
   }
   const i = state.token, last = facts.n_prompt - 1, start = i >= last && i < n - 1 ? i + 1 : last;
-  if (!calm.matches) {
+  if (!reducedMotion.matches) {
     playing = setInterval(() => {
       if (state.token < n - 1) change({token: state.token + 1});
       if (state.token === n - 1 && playing) play();
     }, 1200);
   }
-  change({token: Math.min(start, n - 1)});  // without motion, each click is one step
+  change({token: Math.min(start, n - 1)});  // With reduced motion, each click is one step.
 }

@@ -1,4 +1,4 @@
-// What each part of the model contributes to a logit, and what remains of a probability without it.
+// What each part of the model contributes to a logit, and the probability without that part.
 
 function drawWhy() {
   const i = state.token, candidates = candidatesAt(i), kept = indexIn("attribution", i) >= 0;
@@ -6,13 +6,13 @@ function drawWhy() {
   $("why-not").replaceChildren();
   if (!kept) {
     const [start, stop] = facts.fits.attribution;
-    $("why-not").append(`Kept for positions ${start} to ${stop - 1} only. `,
+    $("why-not").append(`The page explains positions ${start} to ${stop - 1} only. `,
       make("button", {onclick: () => change({token: start})}, `Go to position ${start}`));
     return;
   }
   const candidate = Math.min(state.candidate, candidates.length - 1);
   const others = [
-    "the mean of all tokens", "nothing: the logit itself", ...candidates.map(x => nameOf(x.id)),
+    "the mean of all tokens", "nothing (the logit itself)", ...candidates.map(x => nameOf(x.id)),
   ];
   options($("candidate"), candidates.map(x => `${nameOf(x.id)} ${percent(x.p)}`), candidate);
   options($("versus"), others, Math.min(state.versus, others.length - 1));
@@ -21,7 +21,7 @@ function drawWhy() {
   drawAblation(ablationOf(i, candidate), candidates[candidate]);
 }
 
-// The parts with the largest values, as rows of a table with bars on both sides of a line.
+// Return the parts with the largest values, as rows of a table with bars to both sides.
 function largest(values, names, count, text) {
   const size = part => Math.abs(values[part]);
   const order = range(values.length).sort((a, b) => size(b) - size(a)).slice(0, count);
@@ -34,21 +34,21 @@ function drawAttribution(contributions, candidate, other) {
   const inBlocks = contributions.slice(2, -1), most = Math.max(...inBlocks.map(Math.abs)) || 1;
   grid("attribution-map", [...range(n_head), "M"], inBlocks.map(x => x / most), state.head);
   $("attribution-text").textContent =
-    "A row for each block, a column for each of its heads, and M, the MLP. " +
-    `Blue speaks for the token, orange against; the deepest is ${most.toFixed(2)}.`;
+    "Each row is a block, with its heads and M, its MLP. Blue parts speak for the token, orange " +
+    `parts against it. The deepest colour is a contribution of ${most.toFixed(2)}.`;
   const rows = largest(contributions, names, 10, part => signed(contributions[part]));
   const rest = sum - rows.reduce((total, row) => total + parseFloat(row[1].replace("−", "-")), 0);
-  $("attribution-list").replaceChildren(table(["part", "share", ""], [
+  $("attribution-list").replaceChildren(table(["part", "contribution", ""], [
     ...rows, ["all others", signed(rest), ""],
-    mark([state.versus === 1 ? "the logit" : "together", signed(sum), ""], "next")], "bars"));
-  behind("attribution-table", () => table(["part", `for ${nameOf(candidate.id)} rather than ${other}`],
+    mark([state.versus === 1 ? "the logit" : "sum", signed(sum), ""], "next")], "bars"));
+  tableIn("attribution-table", () => table(["part", `for ${nameOf(candidate.id)} rather than ${other}`],
     names.map((name, part) => [name, contributions[part].toFixed(5)])));
 }
 
 function drawAblation(ablated, candidate) {
   for (const id of ["ablation-map", "ablation-table"]) $(id).hidden = !ablated;
   if (!ablated) {
-    $("ablation-text").textContent = "Left out: for this model and this text it takes too long.";
+    $("ablation-text").textContent = "Not computed: this model and text would take too long.";
     return $("ablation-list").replaceChildren();
   }
   const names = ablatedNames(), changes = ablated.map(p => p - candidate.p);
@@ -56,12 +56,12 @@ function drawAblation(ablated, candidate) {
   const columns = facts.fits.whole_layers ? ["A", "M"] : [...range(n_head), "M"];
   grid("ablation-map", columns, changes.map(x => x / most), facts.fits.whole_layers ? 0 : state.head);
   $("ablation-text").textContent = (facts.fits.whole_layers
-    ? "Whole halves of blocks, A is attention, M the MLP: single heads would have taken too long. "
-    : "The same places. ") +
-    "Orange: without it the token is less likely, so it helps; blue: more likely.";
-  $("ablation-list").replaceChildren(table(["without", "probability", ""], [
-    mark(["nothing", percent(candidate.p), ""], "next"),
+    ? "Each row is a block: A is all its heads (one by one would take too long), M its MLP. "
+    : "The rows and columns are those of the other map. ") +
+    "Without an orange part the token is less likely, without a blue part more likely.";
+  $("ablation-list").replaceChildren(table(["part left out", "probability", ""], [
+    mark(["none", percent(candidate.p), ""], "next"),
     ...largest(changes, names, 10, part => percent(ablated[part]))], "bars"));
-  behind("ablation-table", () => table(["without", `probability of ${nameOf(candidate.id)}`],
+  tableIn("ablation-table", () => table(["part left out", `probability of ${nameOf(candidate.id)}`],
     names.map((name, part) => [name, `${(100 * ablated[part]).toFixed(3)} %`])));
 }

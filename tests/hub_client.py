@@ -1,9 +1,9 @@
-"""Is the stand-in for the hub a hub? Hugging Face's own client tries 19 operations on it.
+"""Check the stand-in for the hub: try 19 operations of Hugging Face's own client on it.
 
     pip install huggingface_hub
     python tests/hub_client.py
 
-It is run after every change of tests/model_files/stand_in.py; pytest does not need the client.
+Run this after every change of tests/model_files/stand_in.py. The tests do not need the client.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from stand_in import Servers, git_sha1  # noqa: E402
 
 COMMIT = "c" * 40
 REPO = {
-    "config.json": b'{"model_type": "gpt2"}' + b" " * 300,  # long enough to come as gzip
+    "config.json": b'{"model_type": "gpt2"}' + b" " * 300,  # It is long enough to be sent as gzip.
     "merges.txt": b"#version: 0.2\na b\n",
     "model.safetensors.index.json": b'{"weight_map": {}}',
     "model-00001-of-00002.safetensors": bytes(5000),
@@ -28,6 +28,7 @@ REPO = {
 
 
 def main():
+    """Try all operations, and return the exit status."""
     servers = Servers()
     home = tempfile.TemporaryDirectory()
     os.environ |= {"HF_ENDPOINT": servers.hub, "HF_HOME": home.name, "HF_HUB_DISABLE_XET": "1"}
@@ -43,7 +44,7 @@ def main():
         try:
             operation()
             print(f"ok      {name}")
-        except Exception as error:  # whatever the client raises is the finding
+        except Exception as error:  # Any error of the client is a failure of the stand-in.
             failed += 1
             print(f"FAILED  {name}: {type(error).__name__}: {error}")
     servers.close()
@@ -52,7 +53,7 @@ def main():
 
 
 def operations(servers):
-    """-> (name, function that raises if the client does not get what it should)"""
+    """Return [(name, function that raises if the client gets a wrong result), ...]."""
     import huggingface_hub as hub
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -70,7 +71,7 @@ def operations(servers):
             try:
                 hf_hub_download(repo, file, **options)
             except error as raised:
-                assert type(raised) is error, f"{type(raised).__name__} in place of {error}"
+                assert type(raised) is error, f"{type(raised).__name__} instead of {error}"
             else:
                 raise AssertionError(f"no {error.__name__}")
 
@@ -78,9 +79,9 @@ def operations(servers):
 
     def metadata(file, size):
         def operation():
-            found = get_hf_file_metadata(hf_hub_url("owner/name", file))
-            assert (found.commit_hash, found.size) == (COMMIT, size), found
-            assert len(found.etag) == (64 if "safetensors" in file and size > 100 else 40)
+            result = get_hf_file_metadata(hf_hub_url("owner/name", file))
+            assert (result.commit_hash, result.size) == (COMMIT, size), result
+            assert len(result.etag) == (64 if "safetensors" in file and size > 100 else 40)
 
         return operation
 
@@ -104,14 +105,14 @@ def operations(servers):
         assert not api.file_exists("owner/name", "vocab.json")
 
     def info():
-        found = api.model_info("owner/name")
-        assert found.sha == COMMIT and len(found.siblings) == len(REPO)
+        result = api.model_info("owner/name")
+        assert result.sha == COMMIT and len(result.siblings) == len(REPO)
 
     def files_metadata(repo, **options):
         def operation():
-            found = api.model_info(repo, files_metadata=True, **options)
-            siblings = {file.rfilename: file for file in found.siblings}
-            assert found.sha == COMMIT and siblings.keys() == REPO.keys()
+            result = api.model_info(repo, files_metadata=True, **options)
+            siblings = {file.rfilename: file for file in result.siblings}
+            assert result.sha == COMMIT and siblings.keys() == REPO.keys()
             assert all(file.size == len(REPO[name]) for name, file in siblings.items())
             assert siblings["config.json"].blob_id == git_sha1(REPO["config.json"])
             assert siblings[shard].lfs.sha256 == hashlib.sha256(REPO[shard]).hexdigest()
@@ -122,7 +123,7 @@ def operations(servers):
     return [
         ("a small file", fetches("owner/name", "config.json")),
         ("a large file, from another host", fetches("owner/name", shard)),
-        ("a large file, broken off and resumed", resumed),
+        ("a large file, interrupted and resumed", resumed),
         ("a revision refs/pr/1", fetches("owner/name", "merges.txt", revision="refs/pr/1")),
         ("a renamed repository", fetches("owner/old", "merges.txt")),
         ("a whole snapshot", snapshot),
@@ -132,13 +133,22 @@ def operations(servers):
         ("the list of files", lists),
         ("model_info", info),
         ("model_info with sizes and hashes", files_metadata("owner/old", revision="refs/pr/1")),
-        ("the same of a gated repository", files_metadata("owner/gated", token=False)),
-        ("gated, with access", fetches("owner/gated", "merges.txt", token="hf_all")),
-        ("gated, without", fails(errors.GatedRepoError, "owner/gated", token="hf_none")),
-        ("no such file", fails(errors.RemoteEntryNotFoundError, file="vocab.json")),
-        ("no such repository", fails(errors.RepositoryNotFoundError, "owner/none", token=False)),
-        ("private, without", fails(errors.RepositoryNotFoundError, "owner/private", token=False)),
-        ("no such revision", fails(errors.RevisionNotFoundError, revision="v9")),
+        ("the same for a gated repository", files_metadata("owner/gated", token=False)),
+        ("a gated repository, with access", fetches("owner/gated", "merges.txt", token="hf_all")),
+        (
+            "a gated repository, without access",
+            fails(errors.GatedRepoError, "owner/gated", token="hf_none"),
+        ),
+        ("a file that does not exist", fails(errors.RemoteEntryNotFoundError, file="vocab.json")),
+        (
+            "a repository that does not exist",
+            fails(errors.RepositoryNotFoundError, "owner/none", token=False),
+        ),
+        (
+            "a private repository, without access",
+            fails(errors.RepositoryNotFoundError, "owner/private", token=False),
+        ),
+        ("a revision that does not exist", fails(errors.RevisionNotFoundError, revision="v9")),
     ]
 
 

@@ -1,8 +1,8 @@
-"""Write golden/encoder*.json: the ids of tiktoken, tokenizers and transformers.
+"""Write golden/encoder*.json: the ids that tiktoken, tokenizers and transformers compute.
 
 pip install tiktoken tokenizers transformers && python tests/make_golden_encoder.py
 
-It needs the shared data (see SHARED in conftest.py).
+This needs the shared data (see SHARED in conftest.py).
 """
 
 import json
@@ -40,7 +40,7 @@ def gpt2_by_tiktoken():
     )
 
 
-def learned(chunks, vocab_size):
+def learn(chunks, vocab_size):
     tokenizer = ByteLevelBPETokenizer(add_prefix_space=False)
     tokenizer.train_from_iterator(
         chunks, vocab_size, min_frequency=2, special_tokens=["<|endoftext|>"], show_progress=False
@@ -51,7 +51,7 @@ def learned(chunks, vocab_size):
 def main():
     rng = random.Random(0)
     texts = [*PIECES, *(random_text(rng) for _ in range(200)), "x" * 3000, " " * 3000 + "y"]
-    # tokenizers refuses lone surrogates, so replace them by U+FFFD, as tiktoken does.
+    # tokenizers refuses lone surrogates, so replace them with U+FFFD, as tiktoken does.
     clean = [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts]
     gpt2 = gpt2_by_tiktoken()
     model = SHARED / "models" / "shakespeare-hf"
@@ -59,7 +59,7 @@ def main():
     play = (SHARED / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:20_000]
     cases = []
     for chunks, vocab_size in [*LEARN, (play.splitlines(keepends=True), 400)]:
-        tokenizer = learned(chunks, vocab_size)
+        tokenizer = learn(chunks, vocab_size)
         file = json.loads(tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in file["merges"]]
         cases.append({"chunks": chunks, "vocab_size": vocab_size, "merges": merges})
@@ -72,7 +72,7 @@ def main():
         "learned": cases,
     }
     with tempfile.TemporaryDirectory() as directory:
-        learned(play.splitlines(keepends=True), 300).save_model(directory)
+        learn(play.splitlines(keepends=True), 300).save_model(directory)
         tokenizer = GPT2TokenizerFast.from_pretrained(directory)
         tokenizer.add_tokens(["<|user|>", "<|user|>:"], special_tokens=True)
         tokenizer.save_pretrained(directory)

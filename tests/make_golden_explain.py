@@ -1,4 +1,4 @@
-"""Write golden/explain.npz: how transformers runs the shipped model on a text.
+"""Write golden/explain.npz: what transformers computes when it runs the shipped model on a text.
 
 pip install torch transformers && python tests/make_golden_explain.py
 """
@@ -21,7 +21,7 @@ def main():
     ).eval()
     ids = encoder.encode(TEXT)
     streams, hooks = [], []
-    for block in model.transformer.h:  # the residual stream is the input of each layer norm
+    for block in model.transformer.h:  # The input of each layer norm is the residual stream.
         for layer in block.ln_1, block.ln_2:
             hooks.append(layer.register_forward_pre_hook(lambda _, x: streams.append(x[0][0])))
     last = lambda _, x: streams.append(x[0][0])  # noqa: E731
@@ -51,7 +51,7 @@ def main():
 
 
 def without(model, ids, best, i, part):
-    """Return the probabilities of the best tokens if a part of block i is ablated.
+    """Return the probabilities of the best tokens when a part of block i is ablated.
 
     part: the number of a head, "attn" or "mlp".
     """

@@ -1,4 +1,4 @@
-"""Write golden/model*.{npz,json} and golden/backward.npz: results of transformers and torch.
+"""Write golden/model*.{npz,json} and golden/backward.npz: what transformers and torch compute.
 
 pip install torch transformers tokenizers && python tests/make_golden_model.py
 """
@@ -26,7 +26,7 @@ N_TOKENS = 200
 
 
 def reference(hparams, params):
-    """Return transformers' model with these parameters."""
+    """Return a transformers model with these parameters."""
     config = GPT2Config(
         vocab_size=hparams["n_vocab"],
         n_positions=hparams["n_ctx"],
@@ -46,10 +46,10 @@ def reference(hparams, params):
     return model
 
 
-def greedy(model, ids, n_tokens, enough=0.0):
-    """Return the greedy tokens, and the smallest lead of the best logit over the second best.
+def greedy(model, ids, n_tokens, min_lead=0.0):
+    """Return the greedy tokens and the smallest lead of the best logit over the second best.
 
-    It stops early, once a lead is less than enough.
+    Stop early when a lead is less than min_lead.
     """
     ids, cache, tokens, leads = torch.tensor([ids]), None, [], []
     with torch.no_grad():
@@ -60,12 +60,12 @@ def greedy(model, ids, n_tokens, enough=0.0):
             leads.append(float(first - second))
             ids = out.logits[:, -1:].argmax(-1)
             tokens.append(int(ids))
-            if leads[-1] < enough:
+            if leads[-1] < min_lead:
                 break
     return tokens, min(leads)
 
 
-def make_tiny():  # in double precision, so that any rounding error is ours
+def make_tiny():  # In double precision, transformers has practically no rounding error.
     model = reference(TINY, random_params(seed=1)).double()
     ids = np.random.default_rng(2).integers(TINY["n_vocab"], size=(3, TINY["n_ctx"]))
     with torch.no_grad():
@@ -75,7 +75,7 @@ def make_tiny():  # in double precision, so that any rounding error is ours
 
 def make_backward():
     model = reference(TINY, random_params(seed=3)).double()
-    ids = np.random.default_rng(4).integers(TINY["n_vocab"], size=(4, 41))  # 40 of 48 positions
+    ids = np.random.default_rng(4).integers(TINY["n_vocab"], size=(4, 41))  # 40 of the 48 positions
     logits = model(torch.from_numpy(ids[:, :-1])).logits
     loss = torch.nn.functional.cross_entropy(
         logits.reshape(-1, TINY["n_vocab"]), torch.from_numpy(ids[:, 1:]).reshape(-1)
@@ -107,14 +107,14 @@ def make_shakespeare():
 
 
 def make_full(name, **scales):
-    """Write a random model of 124M: its greedy tokens, and some of its logits.
+    """Write the greedy tokens and some logits of a random model with the shape of 124M.
 
-    It tries seeds until none of the 200 choices is so close that rounding could change it.
+    Try seeds until no choice of a token is so close that rounding could change it.
     """
     for seed in range(100):
         ids = np.random.default_rng(seed).integers(FULL["n_vocab"], size=300)
         model = reference(FULL, initial_params(seed, FULL, **scales))
-        tokens, lead = greedy(model, ids[:10].tolist(), N_TOKENS, enough=2e-3)
+        tokens, lead = greedy(model, ids[:10].tolist(), N_TOKENS, min_lead=2e-3)
         print(f"{name}, seed {seed}: smallest lead {lead:.5f}, {len(set(tokens))} different tokens")
         if lead > 2e-3:
             break

@@ -1,8 +1,9 @@
-"""Write golden/odd_models.{json,npz}: ids, texts and logits that transformers gives odd_models.py.
+"""Write golden/odd_models.{json,npz}: what transformers computes with the models of odd_models.py.
 
 pip install torch transformers && python tests/make_golden_odd.py
 
-It also compares our tokenizers with transformers' on random texts; FUZZ sets how many.
+It also compares the encoders with transformers' tokenizers on random texts. The environment
+variable FUZZ is the number of texts per model.
 """
 
 import json
@@ -31,14 +32,14 @@ def decode(tokenizer, ids):
 def continuation(directory):
     """Return the logits after INPUT, the greedy tokens that follow, and the smallest lead.
 
-    The tokens do not include the end-of-text token. A lead is that of the best logit over the
-    second best.
+    The tokens do not include the end-of-text token. A lead is the difference between the best and
+    the second-best logit.
     """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     ids = torch.tensor([INPUT])
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
-        found = model.generate(
+        output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -46,8 +47,8 @@ def continuation(directory):
             output_logits=True,
             return_dict_in_generate=True,
         )
-    tokens = found.sequences[0, len(INPUT) :].tolist()
-    best = [step[0].topk(2).values for step in found.logits]
+    tokens = output.sequences[0, len(INPUT) :].tolist()
+    best = [step[0].topk(2).values for step in output.logits]
     ends = model.generation_config.eos_token_id
     if tokens[-1] in (ends if isinstance(ends, list) else [ends]):
         del tokens[-1]
@@ -68,7 +69,8 @@ def main():
             texts = [decode(tokenizer, ids) for ids in tokens]
             # A 0 stands for ids that decode to the text itself. Most cases share the same ids.
             kind = [tokens, [x if x != text else 0 for x, text in zip(texts, TEXTS, strict=True)]]
-            kinds += [kind] * (kind not in kinds)
+            if kind not in kinds:
+                kinds.append(kind)
             logits, greedy, lead = continuation(directory)
             assert lead > 1e-4, (name, lead)
             print(f"{name}: {greedy}, smallest lead {lead:.4f}")
@@ -84,9 +86,9 @@ def main():
 
 
 def fuzz(name, odd, tokenizer, directory, n):
-    """Compare our tokenizer with transformers' on n random texts, more than a golden file can hold.
+    """Compare our encoder with transformers' tokenizer on n random texts.
 
-    The same for the tokenizer that transformers reads from a directory we have loaded and saved.
+    Do the same for the tokenizer that transformers reads from a directory that we loaded and saved.
     """
     build(odd, directory.parent / "ours")
     vocabulary, hparams, params = load_model(directory.parent / "ours")

@@ -30,13 +30,13 @@ def main():
         settings.append(setting)
         logits.append(rng.standard_normal(N_VOCAB).astype(np.float32) * 3 - i % 3)
         ids.append(rng.integers(0, N_VOCAB, N_IDS))
-        options = {"top_k": 0, **setting}  # transformers' default is 50
+        options = {"top_k": 0, **setting}  # The default of transformers is 50.
         config = GenerationConfig(do_sample=True, **options)
         processors = model._get_logits_processor(config, N_IDS, torch.from_numpy(ids[-1][None]))
-        found = processors(
+        processed = processors(
             torch.from_numpy(ids[-1][None]), torch.from_numpy(logits[-1][None]).double()
         )
-        scores.append(found.softmax(-1)[0].numpy())
+        scores.append(processed.softmax(-1)[0].numpy())
     np.savez_compressed(
         Path(__file__).parent / "golden" / "sampling.npz",
         settings=json.dumps(settings),

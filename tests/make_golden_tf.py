@@ -1,4 +1,4 @@
-"""Write tests/golden/tf*: checkpoints saved by TensorFlow itself, with its 1.x Saver.
+"""Write tests/golden/tf*: checkpoints that TensorFlow itself saves with its 1.x Saver.
 
 pip install tensorflow-cpu && python tests/make_golden_tf.py
 
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 def values(name, shape):
-    """Return an array of numbers that depend only on its name and on their positions."""
+    """Return the values of an array. They depend only on its name and shape."""
     n = int(np.prod(shape))
     start = sum(i * ord(c) for i, c in enumerate(name, 1))
     x = (np.arange(n, dtype=np.int64) * 7919 + start) % 2003

@@ -1,4 +1,4 @@
-"""Write docs/options.md: the help texts of all commands, as tables.
+"""Write docs/options.md: the help texts of all commands as tables.
 
 python tests/make_options.py
 """
@@ -17,17 +17,18 @@ HEAD = """# The options of every command
 `python tests/make_options.py` writes this page from the commands' own help texts. The short model,
 `gpt2_pico.py`, has only a prompt, `--n_tokens_to_generate`, `--model_size` and `--models_dir`.
 
-With `--json`, `gpt2.py` prints a completion as one line with a JSON object. `batch.py` always
+With `--json`, `gpt2.py` prints the completion as a JSON object on one line. `batch.py` always
 prints such lines. The keys are:
 
-- `line`: the number of the prompt's line, from 1 on (only `batch.py`).
+- `line`: the number of the prompt's line, counted from 1 (only `batch.py`).
 - `prompt`: the prompt.
-- `sample`: which of the completions of its prompt this is, from 0 on (only `batch.py`).
+- `sample`: the number of the completion among those of its prompt, counted from 0 (only
+  `batch.py`).
 - `seed`: the seed; null if tokens are not sampled.
-- `seconds`: the time it took, without loading the model.
+- `seconds`: the time the completion took, without loading the model.
 - `text`: the completion. U+FFFD replaces bytes that are not UTF-8.
-- `ids`: the token ids of the completion. They do not include an end-of-text token. If a stop ended
-  the completion, they end before the token in which the stop begins.
+- `ids`: the token ids of the completion, without an end-of-text token. If a stop text ended the
+  completion, they end before the token in which the stop text begins.
 - `log_probabilities`: the natural logarithm of each id's probability. It is computed from the
   model's own logits, before any option changes them.
 - `ended`: why the completion ended: "end of text", "stop" or "length".
@@ -35,16 +36,17 @@ prints such lines. The keys are:
 
 ## JSON lines as input
 
-If the first line that `batch.py` reads is a JSON object, each line must be one, with these keys.
-null means that an option is not given, and any other key is an error of that line.
+If the first line that `batch.py` reads is a JSON object, each line must be a JSON object with these
+keys. null means that an option is not given. Any other key is an error in that line.
 
 - `prompt`: the prompt, a text.
-- `id`: any value, copied to the output.
+- `id`: any value. It is copied to the output.
 - `n_tokens`, `stop` (a text or a list of texts), `temperature`, `top_k`, `top_p`, `min_p`,
-  `repetition_penalty`, `seed`: replace the options of the command for this line.
+  `repetition_penalty`, `seed`: these replace the options of the command for this line.
 
-Blank lines are passed over. A line that is not a prompt, or is longer than 16 MB, gets an object of
-`line`, `id` if it has one, and `error`. The other lines are completed, and the exit status is 1.
+Blank lines are skipped. If a line is not a prompt, or is longer than 16 MB, the output is an object
+with `line`, `error`, and `id` if the line has one. All other lines are completed, but the exit
+status is 1.
 """
 
 
@@ -62,7 +64,7 @@ def describe(parser):
         if not isinstance(action, argparse._HelpAction):
             name = action.option_strings[-1] if action.option_strings else ""
             value = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
-            if not name:  # an argument without a name, such as the prompt
+            if not name:  # This is a positional argument, such as the prompt.
                 value = action.dest
             choices = f" ({', '.join(action.choices)})" if action.choices else ""
             text = (action.help or "") % {"default": action.default} + choices

@@ -1,6 +1,6 @@
-"""Draw docs/page.png: the beginning of the page that README's explain.py command makes.
+"""Draw docs/page.png: the top of the page that the explain.py command in README writes.
 
-python tests/make_page_picture.py        needs playwright and a Chromium
+pip install playwright && python tests/make_page_picture.py        # This needs Chromium or Chrome.
 """
 
 import shutil
@@ -22,7 +22,7 @@ with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright
     tab = browser.new_page(viewport={"width": 1100, "height": 900})
     tab.goto(page.as_uri())
     tab.wait_for_selector("#lens table, #lens canvas, #lens svg")
-    end = tab.locator("#attention").bounding_box()["y"]  # the sections before it are shown whole
+    end = tab.locator("#attention").bounding_box()["y"]  # The picture ends before this section.
     clip = {"x": 0, "y": 0, "width": 1100, "height": end - 10}
     tab.screenshot(path=ROOT / "docs" / "page.png", clip=clip, full_page=True)
     browser.close()

@@ -1,10 +1,11 @@
-"""Put plausible faults into the source, one at a time, and see whether the tests catch them.
+"""Put plausible faults into the source, one at a time, and check that the tests catch them.
 
     python tests/mutants.py [FILE ...] [--jobs 2]
 
-The faults are in mutants.txt. Each is put into a copy of the repository, where the tests run that
-should catch it, the fastest first. A fault that they do not catch is printed, and so is one whose
-line does not exist any more; the exit status is then 1. Without FILE all faults are tried.
+The faults are in mutants.txt. Each is put into a copy of the repository, and the tests that should
+catch it run there, the fastest first. A line is printed for each fault: it was caught, it survives,
+its line of the source was not found, or its tests fail even without it. The exit status is 0 only
+if all were caught. Without FILE, all faults are tried.
 """
 
 import argparse
@@ -25,11 +26,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 LEFT_OUT |= {"benchmarks"}
-SECONDS = "MUTANTS_SECONDS"  # the environment variable that names a file of {test: its seconds}
+SECONDS = "MUTANTS_SECONDS"  # This environment variable names a file of {test: its seconds}.
 
 
 def read(path):
-    """Return [(file, tests, [[line as it is, line as it would be wrong], ...], effect), ...]."""
+    """Return [(file, tests, [[line of the source, wrong line], ...], effect), ...]."""
     faults, file, tests, edits = [], None, None, []
     for line in path.read_text(encoding="utf-8").splitlines():
         sign, rest = line[:1], line[2:]
@@ -46,7 +47,7 @@ def read(path):
 
 
 def put_in(source, edits):
-    """Return the source with the first line that reads so replaced, for each edit, or None."""
+    """Return the source after the edits, [[old line, new line], ...], or None if one is missing."""
     lines = source.split("\n")
     stripped = [line.strip() for line in lines]
     for old, new in edits:
@@ -58,7 +59,7 @@ def put_in(source, edits):
 
 
 def try_one(copy, fault, seconds):
-    """Return "caught", "SURVIVES", "NOT FOUND" (the line), or "BAD TESTS": they fail anyway."""
+    """Return "caught", "SURVIVES", "NOT FOUND" (the line), or "BAD TESTS" (they fail anyway)."""
     file, tests, edits, _ = fault
     if not seconds.exists():
         return "BAD TESTS"
@@ -75,9 +76,9 @@ def try_one(copy, fault, seconds):
 
 
 def passes(copy, tests, seconds):
-    """Return whether these tests pass in a copy. Tests that take far too long do not.
+    """Return whether these tests pass in a copy. Tests that take far too long count as failed.
 
-    seconds: a file of {test: its seconds}, which is written if it does not exist.
+    seconds: the path of a file of {test: its seconds}, which is written if it does not exist.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     limit = 60 + 10 * total(seconds) if seconds.exists() else 900
@@ -91,24 +92,24 @@ def passes(copy, tests, seconds):
     except subprocess.TimeoutExpired:
         return False
     finally:
-        with contextlib.suppress(OSError):  # with the commands that the tests have started
+        with contextlib.suppress(OSError):  # Also kill the commands that the tests have started.
             if os.name == "posix":
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
 
 
 def total(seconds):
-    """Return how long all tests of such a file take, 0 if it does not exist."""
+    """Return the seconds that all tests in such a file take, or 0 if it does not exist."""
     return sum(json.loads(seconds.read_text()).values()) if seconds.exists() else 0
 
 
-# What follows is run by pytest, as a plugin.
+# pytest runs the following functions as a plugin.
 
-took = defaultdict(float)
+seconds_of_test = defaultdict(float)
 
 
 def pytest_collection_modifyitems(items):
-    """Put the fastest tests first, but leave those of one file together."""
+    """Put the fastest tests first, but keep those of one file together."""
     path = Path(os.environ[SECONDS])
     if not path.exists():
         return
@@ -120,25 +121,25 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logreport(report):
-    took[report.nodeid] += report.duration
+    seconds_of_test[report.nodeid] += report.duration
 
 
 def pytest_sessionfinish(exitstatus):
     path = Path(os.environ[SECONDS])
     if exitstatus == 0 and not path.exists():
-        path.write_text(json.dumps(took))
+        path.write_text(json.dumps(seconds_of_test))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", help="only the faults of these files or folders")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("files", nargs="*", help="try only the faults of these files or folders")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="tests run at a time")
     args = parser.parse_args()
     faults = read(ROOT / "tests" / "mutants.txt")
     if args.files:
         faults = [fault for fault in faults if fault[0].startswith(tuple(args.files))]
     if not faults:
-        parser.error(f"no faults of {', '.join(args.files)}")
+        parser.error(f"mutants.txt has no faults of {', '.join(args.files)}")
     os.environ.setdefault("GPT2_SHARED", str(ROOT.parent / "shared"))
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(args.jobs) as pool:
@@ -160,7 +161,7 @@ def main():
         are_good = pool.map(lambda tests: with_copy(passes, tests, seconds[tests]), groups)
         for tests, is_good in zip(groups, are_good):
             if not is_good:
-                print(f"without a fault, these tests fail: {shlex.join(tests)}", flush=True)
+                print(f"these tests fail without any fault: {shlex.join(tests)}", flush=True)
         faults.sort(key=lambda fault: total(seconds[fault[1]]))
         results = pool.map(lambda fault: with_copy(try_one, fault, seconds[fault[1]]), faults)
         n_caught = 0

@@ -1,6 +1,6 @@
-"""Odd model directories as data: a sentence, how it is built, and whether it loads or is refused.
+"""Odd model directories as data: a name, how to build it, and whether it loads or is refused.
 
-test_odd_models.py opens each as we do; make_golden_odd.py opened those that load with transformers.
+test_odd_models.py opens each of them. make_golden_odd.py opens those that load with transformers.
 """
 
 import json
@@ -20,7 +20,7 @@ SHAPE |= {"layer_norm_epsilon": 1e-5, "eos_token_ids": [0]}
 CONFIG = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
-    "vocab_size": 280,  # of which the vocabulary has 270
+    "vocab_size": 280,  # The vocabulary has only 270 of these ids.
     "n_positions": 16,
     "n_embd": 8,
     "n_head": 2,
@@ -28,7 +28,7 @@ CONFIG = {
     "eos_token_id": 0,
     "bos_token_id": 0,
 }
-INPUT = [5, 200, 17, 80]  # the model's greedy continuation of it is GREEDY
+INPUT = [5, 200, 17, 80]  # The model's greedy continuation of this is GREEDY.
 N_TOKENS = 8
 VOCABULARY = learn_bpe(["maskmask mask\nlow lower low\nthe the"] * 2, 270).vocabulary
 IDS = VOCABULARY.ids
@@ -55,9 +55,9 @@ TEXTS = [
     "<x>x><xx>",
     "<X> <M>",
 ]
-BITS = [*("low lower the mask x _ é 日 1 \u0301 \u200d - . 's Low a <x> <m> <y> <mask>".split(" "))]
-BITS += [
-    *BITS[-4:],
+PARTS = "low lower the mask x _ é 日 1 \u0301 \u200d - . 's Low a <x> <m> <y> <mask>".split(" ")
+PARTS += [
+    *PARTS[-4:],
     " ",
     "  ",
     " ",
@@ -73,20 +73,20 @@ BITS += [
 
 
 def random_text(rng):
-    """Words, added tokens glued to them, white space of all kinds."""
-    return "".join(rng.choice(BITS) for _ in range(rng.randrange(1, 12)))
+    """Return a random sequence of words, added tokens, and white space of all kinds."""
+    return "".join(rng.choice(PARTS) for _ in range(rng.randrange(1, 12)))
 
 
 TEXTS += [random_text(random.Random(seed)) for seed in range(30)]
 
 
 class Odd(NamedTuple):
-    """How a directory differs from one of CONFIG, model.safetensors, vocab.json and merges.txt.
+    """How a directory differs from one with CONFIG, model.safetensors, vocab.json and merges.txt.
 
-    config: keys of config.json, removed if ABSENT; weights: a function that writes them; files:
-    {name: content, or None for no file}; refused: a pattern of the message, "" if it loads;
-    reference: the Odd that transformers opens instead, where it cannot open this one; shape: where
-    it differs from SHAPE.
+    config: keys of config.json, removed if ABSENT; weights: a function that writes the weights;
+    files: {name: content, or None for no file}; refused: a pattern of the error message, "" if the
+    directory loads; reference: the Odd that transformers opens instead, if it cannot open this one;
+    shape: hyperparameters that differ from SHAPE.
     """
 
     config: dict = {}
@@ -101,7 +101,7 @@ ABSENT = object()
 
 
 def build(odd, directory):
-    """Write the directory."""
+    """Write the directory that an Odd describes."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: x for name, x in {**CONFIG, **odd.config}.items() if x is not ABSENT}
     pair = {"vocab.json": IDS, "merges.txt": MERGES}
@@ -120,7 +120,7 @@ MERGES = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in VOCABULARY.merges)
 
 
 def store(prefix="transformer.", dtype=None, name="model.safetensors", change=None):
-    """A function that writes the weights to one file."""
+    """Return a function that writes the weights to one file."""
 
     def write(directory, tensors):
         tensors = {prefix + key: x for key, x in tensors.items()}
@@ -140,7 +140,7 @@ def narrow(x, dtype):
 
 
 def shards(dtypes=(None, None), missing=None):
-    """A function that writes the weights to several files with an index."""
+    """Return a function that writes the weights to several files with an index."""
 
     def write(directory, tensors):
         named, weight_map = {f"transformer.{key}": x for key, x in tensors.items()}, {}
@@ -158,7 +158,7 @@ def shards(dtypes=(None, None), missing=None):
 
 
 def both(directory, tensors):
-    """Write shards of another model, too, beside the whole one, which counts."""
+    """Write the weights to one file, which counts, and shards of another model beside it."""
     shards()(directory, {name: x + 1 for name, x in tensors.items()})
     store()(directory, tensors)
 
@@ -174,7 +174,7 @@ def masks(tensors):
 
 
 def likely(wte):
-    """Let token 50256 follow INPUT, instead of the one that would."""
+    """Make token 50256 the most likely one after INPUT, instead of token 49636."""
     wte[50256] = 2 * wte[49636]
 
 
@@ -186,7 +186,7 @@ def head(function):
 
 
 def openai(name="model.ckpt", checkpoint=None):
-    """A function that writes OpenAI's layout instead of the usual one."""
+    """Return a function that writes a directory in OpenAI's layout."""
 
     def write(directory, tensors):
         shutil.rmtree(directory)
@@ -200,7 +200,7 @@ def openai(name="model.ckpt", checkpoint=None):
 
 
 def converted(directory, tensors):
-    """The model of OPENAI as a Hugging Face directory."""
+    """Write the model of OPENAI in Hugging Face's layout."""
     shutil.rmtree(directory)
     vocabulary, hparams, params = load_model(OPENAI)
     save_model(directory, hparams, params, vocabulary)
@@ -216,12 +216,12 @@ GREEDY = [209, 122, 178, 266, 209, 266, 178, 266]
 EOS = {"eos_token_id": GREEDY[2]}
 
 MODELS = {
-    # files of weights
+    # Weights
     "nothing is odd": PLAIN,
     "weights in float16": Odd(weights=store(dtype=np.float16)),
     "weights in bfloat16": Odd(weights=store(dtype=BF16)),
     "weights in float64": Odd(weights=store(dtype=np.float64), refused=r"float64, not F32"),
-    "weights that are whole numbers": Odd(
+    "weights that are integers": Odd(
         weights=store(dtype=np.int32), refused=r"wte.weight is int32, not F32"
     ),
     "names without a prefix": Odd(weights=store(prefix="")),
@@ -239,7 +239,7 @@ MODELS = {
     "shards of another model beside the whole one": Odd(weights=both),
     "mask buffers": Odd(weights=store(change=masks)),
     "an output head that equals wte": Odd(weights=store(change=head(np.copy))),
-    "an output head that equals wte, said to be untied": Odd(
+    "an output head that equals wte, declared as untied": Odd(
         {"tie_word_embeddings": False}, store(change=head(np.copy))
     ),
     "an output head of its own": Odd(
@@ -262,7 +262,7 @@ MODELS = {
         weights=store(change=lambda t: t.update({"score.weight": np.ones((2, 8), np.float32)})),
         refused="'score.weight' is not",
     ),
-    "a matrix on its side": Odd(
+    "a transposed matrix": Odd(
         weights=store(
             change=lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].T})
         ),
@@ -288,7 +288,7 @@ MODELS = {
             "max_position_embeddings": 16,
         }
     ),
-    "both names, and the other one has the say": Odd(
+    "both names, and the other one counts": Odd(
         {"n_embd": 16, "hidden_size": 8, "n_layer": 9, "num_hidden_layers": 2}
     ),
     "both names, and the other one is null": Odd({"hidden_size": None}, refused="n_embd is None"),
@@ -300,11 +300,11 @@ MODELS = {
     "a narrow MLP": Odd({"n_inner": 12}, shape={"n_inner": 12}),
     "an MLP whose width is null": Odd({"n_inner": None}),
     "another epsilon": Odd({"layer_norm_epsilon": 0.1}),
-    "the epsilon of another architecture's name": Odd({"layer_norm_eps": 0.1}),
+    "the epsilon by another architecture's name": Odd({"layer_norm_eps": 0.1}),
     "an epsilon that is null": Odd({"layer_norm_epsilon": None}, refused="epsilon is None"),
     "an epsilon that is text": Odd({"layer_norm_epsilon": "1e-5"}, refused="epsilon is '1e-5'"),
-    "gelu in the form of PyTorch": Odd({"activation_function": "gelu_pytorch_tanh"}),
-    "gelu in a fast form": Odd({"activation_function": "gelu_fast"}),
+    "gelu by PyTorch's name": Odd({"activation_function": "gelu_pytorch_tanh"}),
+    "gelu by its name gelu_fast": Odd({"activation_function": "gelu_fast"}),
     "the exact gelu": Odd({"activation_function": "gelu"}, refused="activation_function is 'gelu'"),
     "relu": Odd({"activation_function": "relu"}, refused="activation_function is 'relu'"),
     "no activation": Odd({"activation_function": None}, refused="activation_function is None"),
@@ -349,7 +349,7 @@ MODELS = {
     ),
     "a config that is damaged": Odd(files={"config.json": b"{"}, refused="damaged JSON"),
     "no config": Odd(files={"config.json": None}, refused="config.json"),
-    # the end of text
+    # The end of text
     "an end in config.json": Odd({"eos_token_id": GREEDY[2]}),
     "several ends in config.json": Odd({"eos_token_id": [279, GREEDY[3], 1]}),
     "no end in config.json": Odd({"eos_token_id": ABSENT}),
@@ -361,13 +361,13 @@ MODELS = {
     "several ends in generation_config.json": Odd(
         files={"generation_config.json": {"eos_token_id": [0, GREEDY[4]]}}
     ),
-    "generation_config.json has the say over config.json": Odd(
+    "generation_config.json overrides config.json": Odd(
         {"eos_token_id": GREEDY[1]}, files={"generation_config.json": {"eos_token_id": GREEDY[3]}}
     ),
-    "generation_config.json says that there is no end": Odd(
+    "an end that is null in generation_config.json": Odd(
         {"eos_token_id": GREEDY[1]}, files={"generation_config.json": {"eos_token_id": None}}
     ),
-    "generation_config.json says nothing of an end": Odd(
+    "generation_config.json without an end": Odd(
         {"eos_token_id": GREEDY[1]}, files={"generation_config.json": {"max_length": 99}}
     ),
     "an end that is text": Odd({"eos_token_id": "0"}, refused="eos_token_id is .*'0'.*, neither"),
@@ -377,7 +377,7 @@ MODELS = {
             store(change=lambda t: likely(t["transformer.wte.weight"])),
             shape={"n_vocab": 50257, "n_embd": 2, "n_head": 1, "n_layer": 1},
         )
-        for what, end in (("its end", 50256), ("no end, which is then none", ABSENT))
+        for what, end in (("its end", 50256), ("no end", ABSENT))
     },
     # OpenAI's layout
     "OpenAI's layout": Odd(weights=openai(), reference=Odd(weights=converted)),
@@ -389,7 +389,7 @@ MODELS = {
         weights=openai("model-7", 'model_checkpoint_path: "C:\\\\run\\model-7"\n'),
         reference=Odd(weights=converted),
     ),
-    "OpenAI's layout whose checkpoint is not there": Odd(
+    "OpenAI's layout whose checkpoint is missing": Odd(
         weights=openai("model-7", 'model_checkpoint_path: "model-8"\n'), refused="holds no model"
     ),
 }

@@ -1,4 +1,4 @@
-"""Odd files of a vocabulary as data, as odd_models.py describes odd weights and configurations."""
+"""Odd vocabulary files as data. odd_models.py has odd weights and configurations."""
 
 import json
 
@@ -6,32 +6,32 @@ from odd_models import BOM, IDS, MERGES, MODELS, PLAIN, VOCABULARY, Odd
 
 LOW, MASK = IDS["low"], IDS["mask"]
 BYTES = {name: x for name, x in IDS.items() if x < 257}
-CUT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-SPACE = {**CUT, "add_prefix_space": True}
-FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
+SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPACE = {**SPLIT, "add_prefix_space": True}
+FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}  # "The fast class" below means this one.
 
 
 def tokenizer(*added, model=None, **keys):
-    """tokenizer.json with the usual vocabulary."""
+    """Return the contents of a tokenizer.json with the usual vocabulary."""
     bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     bpe |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     bpe |= {"ignore_merges": False, "vocab": IDS, "merges": [*map(list, VOCABULARY.merges)]}
     file = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [*added]}
-    file |= {"normalizer": None, "pre_tokenizer": CUT, "post_processor": CUT, "decoder": CUT}
+    file |= {"normalizer": None, "pre_tokenizer": SPLIT, "post_processor": SPLIT, "decoder": SPLIT}
     return {**file, "model": {**bpe, **(model or {})}, **keys}
 
 
 def only(*added, **keys):
-    """The files of a directory with tokenizer.json alone."""
+    """Return the files of a directory that has no vocabulary file but tokenizer.json."""
     settings = keys.pop("settings", None)
     files = {"vocab.json": None, "merges.txt": None, "tokenizer.json": tokenizer(*added, **keys)}
     return {**files, **({"tokenizer_config.json": settings} if settings is not None else {})}
 
 
 def token(content, id_=None, **flags):
-    usual = {"content": content, "single_word": False, "lstrip": False, "rstrip": False}
-    usual |= {"normalized": False, "special": True, **flags}
-    return usual if id_ is None else {"id": id_, **usual}
+    entry = {"content": content, "single_word": False, "lstrip": False, "rstrip": False}
+    entry |= {"normalized": False, "special": True, **flags}
+    return entry if id_ is None else {"id": id_, **entry}
 
 
 X, M, Y = token("<x>", 270), token("<m>", 271), token("<y>", 272)
@@ -49,7 +49,7 @@ FLAGS = [
 
 
 def template(*single):
-    """A post-processor that puts <|endoftext|> somewhere."""
+    """Return a post-processor, in which A is the text and E is <|endoftext|>."""
     names = {"A": {"Sequence": {"id": "A", "type_id": 0}}}
     names["E"] = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
@@ -59,23 +59,23 @@ def template(*single):
 
 
 def special_inside():
-    """What BpeTrainer(special_tokens=["<mask>", "<x>"]) leaves: they are in the vocabulary."""
+    """Return what BpeTrainer(special_tokens=["<mask>", "<x>"]) writes: they have the first ids."""
     vocab = {"<mask>": 0, "<x>": 1, **{name: x + 1 for name, x in IDS.items() if x}}
     return only(token("<mask>", 0, lstrip=True), token("<x>", 1), model={"vocab": vocab})
 
 
 def beside(**files):
-    """Files beside vocab.json and merges.txt: settings, special, added."""
+    """Return files that stand beside vocab.json and merges.txt. files: settings, special, added."""
     names = {"settings": "tokenizer_config", "special": "special_tokens_map"}
     names["added"] = "added_tokens"
     return {f"{names[name]}.json": content for name, content in files.items()}
 
 
 TOKENIZERS = {
-    # files of a vocabulary
+    # Which files there are
     "tokenizer.json alone": Odd(files=only()),
-    "tokenizer.json as it is": Odd(files=only(settings=FAST)),
-    "tokenizer.json by the class's new name": Odd(
+    "tokenizer.json, by the fast class": Odd(files=only(settings=FAST)),
+    "tokenizer.json, by the fast class's new name": Odd(
         files=only(X, settings={"tokenizer_class": "TokenizersBackend"})
     ),
     "tokenizer.json beside other merges": Odd(
@@ -107,50 +107,46 @@ TOKENIZERS = {
             token("<x>", 269), model={"vocab": {name: x - 1 for name, x in IDS.items() if x}}
         )
     ),
-    "no <|endoftext|> in the vocabulary, as it is": Odd(
+    "no <|endoftext|> in the vocabulary, by the fast class": Odd(
         files=only(
             settings={**FAST, "pad_token": "<x>"},
             model={"vocab": {name: x - 1 for name, x in IDS.items() if x}},
         )
     ),
-    # what is not GPT-2's
+    # What differs from GPT-2's tokenizer
     **{
         f"{what}, {by}": Odd(files=only(settings=settings, **keys), refused=refused)
-        for by, settings in (("by GPT-2's class", None), ("as it is", FAST))
+        for by, settings in (("by GPT-2's class", None), ("by the fast class", FAST))
         for what, keys, refused in (
             ("lower case", {"normalizer": {"type": "Lowercase"}}, "normalizer is not GPT-2's"),
-            (
-                "words cut by white space",
-                {"pre_tokenizer": {"type": "Whitespace"}},
-                "pre_tokenizer",
-            ),
+            ("split by white space", {"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is"),
             (
                 "digits one by one",
                 {
                     "pre_tokenizer": {
                         "type": "Sequence",
-                        "pretokenizers": [{"type": "Digits", "individual_digits": True}, CUT],
+                        "pretokenizers": [{"type": "Digits", "individual_digits": True}, SPLIT],
                     }
                 },
                 "json: pre_tokenizer is not",
             ),
-            ("no cut at all", {"pre_tokenizer": {**CUT, "use_regex": False}}, "pre_tokenizer is"),
+            ("no split", {"pre_tokenizer": {**SPLIT, "use_regex": False}}, "pre_tokenizer is not"),
             ("a template in front", {"post_processor": template("E", "A")}, "post_processor is"),
-            ("a template behind", {"post_processor": template("A", "E")}, "post_processor is not"),
+            ("a template at the end", {"post_processor": template("A", "E")}, "post_processor is"),
             (
                 "a template among others",
-                {"post_processor": {"type": "Sequence", "processors": [CUT, template("E", "A")]}},
+                {"post_processor": {"type": "Sequence", "processors": [SPLIT, template("E", "A")]}},
                 "post_processor is not",
             ),
             ("another decoder", {"decoder": {"type": "Fuse"}}, "decoder is not GPT-2's"),
-            ("merges left out by chance", {"model": {"dropout": 0.5}}, "model.dropout is not"),
-            ("the end of a word is marked", {"model": {"end_of_word_suffix": "</w>"}}, "suffix is"),
+            ("dropout of merges", {"model": {"dropout": 0.5}}, "model.dropout is not"),
+            ("a mark at the end of a word", {"model": {"end_of_word_suffix": "</w>"}}, "suffix is"),
             (
-                "the inside of a word is marked",
+                "a mark inside a word",
                 {"model": {"continuing_subword_prefix": "##"}},
                 "model.continuing_subword_prefix is not",
             ),
-            ("bytes as a fallback", {"model": {"byte_fallback": True}}, "model.byte_fallback is"),
+            ("byte fallback", {"model": {"byte_fallback": True}}, "model.byte_fallback is not"),
             ("whole words first", {"model": {"ignore_merges": True}}, "model.ignore_merges is not"),
             ("another kind of model", {"model": {"type": "WordPiece"}}, "model.type is not"),
         )
@@ -158,18 +154,18 @@ TOKENIZERS = {
     "no pre-tokenizer and no decoder, by GPT-2's class": Odd(
         files=only(pre_tokenizer=None, decoder=None)
     ),
-    "no pre-tokenizer, as it is": Odd(
-        files=only(pre_tokenizer=None, settings=FAST), refused="tokenizer.json: it has no pre_token"
+    "no pre-tokenizer, by the fast class": Odd(
+        files=only(pre_tokenizer=None, settings=FAST), refused="tokenizer.json: pre_tokenizer is mi"
     ),
-    "no decoder, as it is": Odd(
-        files=only(decoder=None, settings=FAST), refused="tokenizer.json: it has no decoder"
+    "no decoder, by the fast class": Odd(
+        files=only(decoder=None, settings=FAST), refused="tokenizer.json: decoder is missing"
     ),
     "a template that adds nothing": Odd(files=only(X, post_processor=template("A"))),
     "no post-processor": Odd(files=only(X, post_processor=None)),
     "a pre-tokenizer in a sequence": Odd(
-        files=only(X, pre_tokenizer={"type": "Sequence", "pretokenizers": [CUT]})
+        files=only(X, pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT]})
     ),
-    "a pre-tokenizer in a sequence, as it is": Odd(
+    "a pre-tokenizer in a sequence, by the fast class": Odd(
         files=only(X, settings=FAST, pre_tokenizer={"type": "Sequence", "pretokenizers": [SPACE]})
     ),
     "truncation and padding": Odd(
@@ -200,44 +196,44 @@ TOKENIZERS = {
         {"tokenizer_class": "BertTokenizer"},
         refused="config.json: tokenizer_class 'BertTokenizer' is not GPT-2's",
     ),
-    "a class that needs tokenizer.json, and there is none": Odd(
+    "a class that needs tokenizer.json, which is missing": Odd(
         files=beside(settings=FAST), refused="tokenizer_class PreTrainedTokenizerFast reads tok"
     ),
     "GPT-2's class by its old name": Odd(
         files=beside(settings={"tokenizer_class": "GPT2TokenizerFast", "model_max_length": 5})
     ),
-    "a beginning that is added": Odd(
+    "a token added at the beginning": Odd(
         files=beside(settings={"add_bos_token": True}), refused="add_bos_token is True"
     ),
-    "an end that is added": Odd(
+    "a token added at the end": Odd(
         files=beside(settings={"add_eos_token": True}), refused="add_eos_token is True"
     ),
-    "a beginning that is not added": Odd(files=beside(settings={"add_bos_token": False})),
-    "a beginning that tokenizer.json does not add": Odd(
+    "no token added at the beginning": Odd(files=beside(settings={"add_bos_token": False})),
+    "add_bos_token, which tokenizer.json overrides": Odd(
         files=only(X, settings={"add_bos_token": True})
     ),
     "special tokens that are split": Odd(
         files=only(X, settings={"split_special_tokens": True}), refused="split_special_tokens is Tr"
     ),
-    "files by the version": Odd(
+    "files for each version of transformers": Odd(
         files=only(X, settings={"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}),
         refused="fast_tokenizer_files is",
     ),
-    # a space in front
+    # A space in front of the text
     "a space in front": Odd(files=beside(settings={"add_prefix_space": True})),
     "a space in front, and added tokens": Odd(
         files=beside(settings={"add_prefix_space": True}, added={"<x>": 270, "<m>": 271})
     ),
-    "a space in front by both files": Odd(
+    "a space in front, in both files": Odd(
         files=only(X, pre_tokenizer=SPACE, settings={"add_prefix_space": True})
     ),
-    "a space in front that GPT-2's class does not see": Odd(files=only(X, pre_tokenizer=SPACE)),
-    "a space in front, as it is": Odd(files=only(X, M, pre_tokenizer=SPACE, settings=FAST)),
-    "a space in front, yes and no": Odd(
+    "a space in front that GPT-2's class ignores": Odd(files=only(X, pre_tokenizer=SPACE)),
+    "a space in front by the fast class": Odd(files=only(X, M, pre_tokenizer=SPACE, settings=FAST)),
+    "a space in front, in one of two files": Odd(
         files=only(X, pre_tokenizer=SPACE, settings={**FAST, "add_prefix_space": False}),
         refused="add_prefix_space contradicts tokenizer.json",
     ),
-    # added tokens
+    # Added tokens
     **{
         f"an added token with {' and '.join(flags) or 'no flags'}": Odd(
             files=only({**X, **flags}, {**M, **flags}, {**Y, **other})
@@ -245,7 +241,7 @@ TOKENIZERS = {
         for flags, other in zip(FLAGS, FLAGS[1:] + FLAGS[:1], strict=True)
     },
     **{
-        f"an added token with {' and '.join(flags) or 'no flags'}, as it is": Odd(
+        f"an added token with {' and '.join(flags) or 'no flags'}, by the fast class": Odd(
             files=only({**X, **other}, {**M, **flags}, {**Y, **flags}, settings=FAST)
         )
         for flags, other in zip(FLAGS, FLAGS[2:] + FLAGS[:2], strict=True)
@@ -253,15 +249,15 @@ TOKENIZERS = {
     "an added token that begins another": Odd(
         files=only(X, token("<x>x", 271, lstrip=True), token("<x", 272, normalized=True))
     ),
-    "an added token that is looked for later and begins earlier": Odd(
+    "an added token that is searched for later and begins earlier": Odd(
         files=only(token("> <", 270), token("<x> <m>", 271, normalized=True))
     ),
     "special tokens inside the vocabulary": Odd(files=special_inside()),
     "an added token that is a token": Odd(files=only(token("low", LOW), token("mask", MASK))),
-    "an added token that is a token, a word": Odd(
+    "an added token that is a token, with single_word": Odd(
         files=only(token("low", LOW, single_word=True), token("mask", MASK, rstrip=True))
     ),
-    "an added token that is spelled as bytes are": Odd(
+    "an added token with characters of the byte alphabet": Odd(
         files=only(
             token("<é>", 270), token("Ġ<x>", 271), token("日<m>", 272), token("low low", 273)
         )
@@ -278,7 +274,7 @@ TOKENIZERS = {
         files=beside(added={"<x>": 5}), refused="added_tokens.json: added token '<x>' has the id 5"
     ),
     "added tokens with a hole": Odd(
-        files=beside(added={"<x>": 272}), refused="'<x>' has the id 272, but gets 270"
+        files=beside(added={"<x>": 272}), refused="'<x>' has the id 272, but should have 270"
     ),
     "added tokens in tokenizer_config.json": Odd(
         files=beside(
@@ -291,7 +287,7 @@ TOKENIZERS = {
             }
         )
     ),
-    "added tokens in tokenizer_config.json, as it is": Odd(
+    "added tokens in tokenizer_config.json, by the fast class": Odd(
         files=only(X, settings={**FAST, "added_tokens_decoder": {"271": token("<m>")}})
     ),
     "added tokens in both, the same": Odd(
@@ -304,7 +300,7 @@ TOKENIZERS = {
             settings={"added_tokens_decoder": {"0": END, "270": token("<x>")}},
         )
     ),
-    "an added token that is not special, and does not say when it is looked for": Odd(
+    "an added token that is not special, without normalized": Odd(
         files=beside(
             settings={
                 "added_tokens_decoder": {
@@ -330,19 +326,19 @@ TOKENIZERS = {
     ),
     "an added token with another id in the other file": Odd(
         files=only(X, settings={"added_tokens_decoder": {"271": token("<x>")}}),
-        refused="added token '<x>' has the id 271, but gets 270",
+        refused="added token '<x>' has the id 271, but should have 270",
     ),
     "two added tokens of one id": Odd(
-        files=only(X, token("<y>", 270)), refused="'<y>' has the id 270, but gets 271"
+        files=only(X, token("<y>", 270)), refused="'<y>' has the id 270, but should have 271"
     ),
     "an empty added token": Odd(files=only(token("", 270)), refused="damaged added token"),
     "special tokens in special_tokens_map.json": Odd(
         files=beside(special={"pad_token": "<x>", "mask_token": token("<m>", lstrip=True)})
     ),
-    "special tokens in special_tokens_map.json, tokens already": Odd(
+    "special tokens in special_tokens_map.json that are tokens already": Odd(
         files=beside(special={"pad_token": "low", "eos_token": "<|endoftext|>"})
     ),
-    "special_tokens_map.json goes after tokenizer.json": Odd(
+    "special_tokens_map.json is read after tokenizer.json": Odd(
         files={
             **only(X, settings=FAST),
             **beside(special={"pad_token": token("<x>", lstrip=True), "cls_token": "<m>"}),

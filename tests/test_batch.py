@@ -1,5 +1,6 @@
-"""batch.py against gpt2.py with one text at a time: logits, tokens, the command as a process."""
+"""Compare batch.py with gpt2.py and one text at a time: logits, tokens, the command."""
 
+import contextlib
 import copy
 import io
 import json
@@ -7,6 +8,8 @@ import math
 import os
 import queue
 import random
+import re
+import struct
 import subprocess
 import sys
 import threading
@@ -22,7 +25,7 @@ import cli
 import gpt2
 from batch import Text, generate_many
 from fast import Drafts
-from model_files.directory import save_model
+from model_files.directory import load_model, save_model
 
 N_CTX = TINY["n_ctx"]
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6] * 5, [7] * N_CTX, [2, 7, 1, 8], [9] * 30, [4, 4]]
@@ -192,7 +195,7 @@ def test_wrong_options_are_refused_when_generate_many_is_called():
         next(steps)
 
 
-def test_without_a_number_of_tokens_texts_continue():
+def test_without_a_number_of_tokens_texts_do_not_end():
     params, prompts = random_params(seed=8), [[1], [2, 3]]
     steps = generate_many(prompts, params, TINY, None)
     found = [[], []]
@@ -236,7 +239,7 @@ def read_ahead(monkeypatch, lines):
 
 
 def wait_for(condition):
-    """Wait until a thread has reached a state, and then for what it must not do next."""
+    """Wait until a condition holds, and a little longer: a thread may do more than it should."""
     until = time.monotonic() + 10
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)
@@ -275,7 +278,7 @@ def jobs_of(tiny, lines, **options):
     return batch.Jobs(waiting, SimpleNamespace(**{**args, **options}), encoder, hparams)
 
 
-def test_a_slow_text_lets_only_so_many_later_ones_wait_for_their_turn(tiny, monkeypatch, capsys):
+def test_only_a_limited_number_of_lines_is_completed_ahead_of_a_slow_one(tiny, monkeypatch, capsys):
     monkeypatch.setattr(batch, "MAX_WAITING", 3)
     jobs = jobs_of(tiny, [b"low\n"] * 9)
     texts = [jobs.next_text(wait=False) for _ in range(6)]
@@ -289,7 +292,9 @@ def test_a_slow_text_lets_only_so_many_later_ones_wait_for_their_turn(tiny, monk
     assert jobs.next_text(wait=False).name.number == 5 and jobs.done == {}
 
 
-def test_lines_are_not_begun_while_too_many_bytes_wait_for_their_output(tiny, monkeypatch, capsys):
+def test_no_line_is_started_while_the_lines_in_progress_have_too_many_bytes(
+    tiny, monkeypatch, capsys
+):
     monkeypatch.setattr(batch, "MAX_BYTES", 20)
     jobs = jobs_of(tiny, [b"slow slow\n"] * 5 + [b"low\n"] * 9)
     assert [jobs.next_text(wait=False) is None for _ in range(4)] == [False] * 3 + [True]
@@ -300,28 +305,118 @@ def test_lines_are_not_begun_while_too_many_bytes_wait_for_their_output(tiny, mo
     assert jobs.next_text(wait=True) is not None  # nothing else is left to do
 
 
-def test_the_progress_bar_counts_prompts(models_dir, tmp_path, monkeypatch, capsys):
-    class Bar:
-        n = 0
+# The progress bar
 
+
+def on_terminal(args, columns=80, stdin=None, stdout=None):
+    """Run a command whose standard error is a terminal; return the states of each line there.
+
+    stdout: a file; None means the terminal, too.
+    """
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    streams = {"stdin": stdin or subprocess.DEVNULL, "stdout": stdout or end, "stderr": end}
+    with subprocess.Popen(args, **streams) as process:
+        os.close(end)
+        data = b""
+        with contextlib.suppress(OSError):  # on Linux, that is how a terminal ends
+            while piece := os.read(terminal, 1 << 16):
+                data += piece
+        os.close(terminal)
+    assert process.returncode == 0, data
+    return [line.split("\r") for line in data.decode().replace("\r\n", "\n").split("\n")]
+
+
+def on_screen(states):
+    """Return what remains of a line, after each of its states has overwritten the one before."""
+    shown = ""
+    for state in states:
+        shown = state + shown[len(state) :]
+    return shown.rstrip()
+
+
+DONE = r"prompts: (\d+), tokens: ([\d,]+) at (?:\?|\d[\d.]*k?)/s"
+BAR = rf" *(\d+)%\|(.+)\| {DONE} \[[\d:]+<[\d:?]+\]"
+COUNTS = rf"{DONE} \[[\d:]+\]"
+
+
+@pytest.fixture
+def slow_prompts(models_dir, tmp_path):
+    """Return a file of 64 prompts, and options with which each gets exactly 400 tokens."""
+    (tmp_path / "p.txt").write_text("low\nslow\n\n" * 32)
+    endless = model_options(tmp_path, "endless")
+    vocabulary, hparams, params = load_model(models_dir / "tiny")
+    save_model(tmp_path / "endless", {**hparams, "eos_token_ids": []}, params, vocabulary)
+    return tmp_path / "p.txt", ("--n_tokens_to_generate", "400", *endless)
+
+
+def test_a_terminal_shows_a_bar_for_the_tokens_of_a_file(slow_prompts, tmp_path):
+    path, options = slow_prompts
+    with open(tmp_path / "out", "wb") as out:
+        states, end = on_terminal(command("batch.py", path, *options), stdout=out)
+    shown = [state for state in states if state.strip()]
+    assert shown[0] == "prompts: 0, tokens: 0 at ?/s [00:00]" and end == [""]
+    first = next(i for i, state in enumerate(shown) if "%" in state)
+    bars = [re.fullmatch(BAR, state) for state in shown[first:]]
+    assert all(len(bar[0]) < 80 and len(bar[2]) >= 10 for bar in bars)
+    assert any(bar[3] == "0" and 0 < int(bar[1]) < 100 for bar in bars)  # before the first prompt
+    assert bars[-1][3] == "64" and bars[-1][1] == "100" and bars[-1][4] == "25,600"
+
+
+def test_a_terminal_shows_counts_for_a_pipe_and_for_texts_without_a_limit(slow_prompts, tmp_path):
+    path, options = slow_prompts
+    args = command("batch.py", "-", *options)
+    copy_file = [sys.executable, "-c", f"print(open({str(path)!r}).read())"]
+    with (
+        open(tmp_path / "out", "wb") as out,
+        subprocess.Popen(copy_file, stdout=subprocess.PIPE) as pipe,
+    ):
+        states, _ = on_terminal(args, stdin=pipe.stdout, stdout=out)
+    shown = [re.fullmatch(COUNTS, state) for state in states if state.strip()]
+    assert all(shown) and shown[-1].groups() == ("64", "25,600")
+    assert any(state[1] == "0" and state[2] != "0" for state in shown)  # before the first prompt
+    lines = (tmp_path / "out").read_text("utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    stop = next(char for char in texts[0] if char.isascii() and all(char in x for x in texts))
+    args = command("batch.py", path, *options, "--n_tokens_to_generate", "-1", "--stop", stop)
+    with open(tmp_path / "out", "wb") as out:
+        states, _ = on_terminal(args, stdout=out)
+    assert not any("%" in state for state in states)
+    assert re.fullmatch(COUNTS, states[-1])[1] == "64"
+
+
+def test_output_and_messages_are_not_printed_behind_the_bar(models_dir, tmp_path):
+    (tmp_path / "p.txt").write_text("low\n" * 3 + "low " * 50 + "\nslow\n")
+    args = command("batch.py", tmp_path / "p.txt", "--batch_size", "2", *model_options(models_dir))
+    lines = [on_screen(line) for line in on_terminal(args, columns=60)]
+    objects = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [one["line"] for one in objects] == [1, 2, 3, 4, 5]
+    (message,) = (line for line in lines if line.startswith("line 4 has"))
+    assert message.endswith(" tokens; the model sees the last 32") and len(lines) == 8
+
+
+def test_the_total_of_the_bar_becomes_the_number_of_tokens(models_dir, tmp_path, monkeypatch):
+    states = []
+
+    class Bar(batch.tqdm):
         def __init__(self, **options):
-            bars.append(self)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
 
         def update(self, n):
-            self.n += n
+            super().update(n)
+            states.append((self.desc, self.n, self.total))
 
-    bars = []
     monkeypatch.setattr(batch, "tqdm", Bar)
-    (tmp_path / "p.txt").write_text("low\nslow\nlow\n")
-    options = "--n_samples", "2", "--n_tokens_to_generate", "3", *model_options(models_dir)
-    assert batch.main([str(tmp_path / "p.txt"), *map(str, options)]) == 0
-    assert [bar.n for bar in bars] == [3] and capsys.readouterr().out.count("\n") == 6
+    (tmp_path / "p.txt").write_bytes(b"low\nslow\n\nlow\n")
+    options = "--n_samples", "2", "--n_tokens_to_generate", "30", *model_options(models_dir)
+    for stop in [], ["--stop", "e"]:
+        states.clear()
+        args = tmp_path / "p.txt", "--batch_size", "1", "--seed", "3", *options, *stop
+        assert batch.main([*map(str, args)]) == 0
+        assert states[0] == ("prompts: 0", 1, 60 * 14 / 4)  # 4 of 14 bytes have been read
+        name, n, total = states[-1]
+        assert name == "prompts: 3" and n == total <= 180
 
 
 @pytest.mark.parametrize("error", [OSError("unplugged"), ValueError("closed"), MemoryError()])
@@ -450,9 +545,9 @@ BAD_OBJECTS = {
     '{"prompt": "low"}': None,
     "low": "damaged JSON",
     '{"text": "low"}': "unknown key 'text': known are prompt, id, n_tokens, stop, temperature,",
-    '{"id": 1}': 'no text "prompt"',
+    '{"id": 1}': 'no "prompt" that is a text',
     '["prompt"]': "not an object",
-    '{"prompt": 3}': 'no text "prompt"',
+    '{"prompt": 3}': 'no "prompt" that is a text',
     '{"prompt": "a", "prompt": "b"}': "a key occurs twice",
     '{"prompt": "a", "max_tokens": null, "id": "x"}': "unknown key 'max_tokens'",
     '{"prompt": "a", "seed": -1}': "seed is -1",
@@ -510,7 +605,7 @@ def test_an_id_that_can_be_read_can_be_printed(complete, tmp_path):
     assert done.stderr.count(b"\n") == 1
 
 
-def test_samples_of_a_line_that_takes_the_most_likely_tokens_are_refused(complete, tmp_path):
+def test_several_greedy_samples_of_a_line_are_refused(complete, tmp_path):
     lines = '{"prompt": "low", "temperature": 0}\n{"prompt": "low", "temperature": 0.5}\n'
     (tmp_path / "p.jsonl").write_text(lines)
     found = objects(complete(tmp_path / "p.jsonl", "--n_samples", "2"))
@@ -540,7 +635,7 @@ def test_a_text_may_begin_with_a_bracket_or_a_brace(complete):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as on Linux")
-def test_a_line_longer_than_the_memory_gets_an_error(models_dir):
+def test_a_line_longer_than_memory_gets_an_error(models_dir):
     import resource
 
     def limit():
@@ -658,7 +753,7 @@ def test_an_end_of_text_ends_a_text_also_of_unlimited_length(tiny, tmp_path):
         assert {one["text"] for one in found} == {encoder.decode(expected)}
 
 
-def test_a_prompt_as_long_as_the_context_is_not_said_to_be_cut(tiny, capsys):
+def test_a_prompt_as_long_as_the_context_is_not_reported_as_cut(tiny, capsys):
     encoder, hparams, _ = tiny
     ids = encoder.encode("low slow " * 30)[: hparams["n_ctx"]]
     prompt = encoder.decode(ids)

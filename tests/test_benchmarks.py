@@ -1,4 +1,4 @@
-"""The benchmarks: what they import exists, and the pages show the results that lie in the files."""
+"""The benchmarks: they import what exists, and README.md and docs/speed.md show their results."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ RESULTS = {path.stem: path.read_text(encoding="utf-8") for path in BENCHMARKS.gl
 README, SPEED = (
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/speed.md")
 )
-OTHERS = {  # programs to compare with, and a module of checkouts from before fast.py
+OTHERS = {  # the modules of other programs, and one that older checkouts of this project have
     *("torch", "transformers", "ctranslate2", "llama_cpp", "gguf", "tiktoken", "tokenizers"),
     *("matplotlib", "drafts"),
 }
@@ -32,7 +32,7 @@ def rows(text):
 
 
 def imports(path):
-    """Yield (module, name) for everything that a script imports from a module of ours."""
+    """Yield (module, name) for everything that a script imports from the project's modules."""
     scripts = {script.stem for script in BENCHMARKS.glob("*.py")} - {"encoder"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -41,7 +41,7 @@ def imports(path):
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
-def test_what_a_benchmark_imports_exists(path):
+def test_a_benchmark_imports_what_exists(path):
     pytest.importorskip("fast")
     for module, name in imports(path):
         found = importlib.import_module(module)
@@ -51,7 +51,7 @@ def test_what_a_benchmark_imports_exists(path):
 @pytest.mark.parametrize(
     "script", ["peers", "many_texts", "train_step", "before_after", "tricks", "published"]
 )
-def test_a_benchmark_explains_itself(script):
+def test_a_benchmark_has_a_help_text(script):
     if script == "tricks":
         pytest.importorskip("fast")
     command = [sys.executable, BENCHMARKS / f"{script}.py", "--help"]
@@ -60,7 +60,7 @@ def test_a_benchmark_explains_itself(script):
     assert done.stdout.startswith(f"usage: {script}.py")
 
 
-def test_the_tables_of_speed_are_the_results():
+def test_the_tables_of_the_speed_page_are_the_results():
     shown = between_markers(SPEED)
     assert shown.keys() == RESULTS.keys()
     for name, table in shown.items():
@@ -87,7 +87,7 @@ def test_the_table_of_the_readme_is_part_of_the_results():
 
 
 def numbers(text):
-    """Return {first cell: [number or None, ...]} of a table."""
+    """Return {first cell: [number or None, ...]} for the rows of a table."""
 
     def number(cell):
         found = re.match(r"[\d.,]+", cell)
@@ -96,7 +96,7 @@ def numbers(text):
     return {name: [*map(number, cells)] for name, cells in rows(text).items()}
 
 
-def test_what_the_text_of_speed_says_about_the_tables_follows_from_them():
+def test_the_prose_of_the_speed_page_follows_from_the_tables():
     prose = " ".join(re.sub("<!-- .*?<!-- end -->", "", SPEED, flags=re.DOTALL).split())
     repeats, other = (numbers(table) for table in RESULTS["peers"].split("\n\n")[:2])
     ours, plain, reading = (
@@ -104,8 +104,8 @@ def test_what_the_text_of_speed_says_about_the_tables_follows_from_them():
         "this project, without drafts",
         "reading all weights once",
     )
-    shares = [table[plain][i] / table[reading][i] for table in (repeats, other) for i in (0, 1)]
-    assert f"{100 * min(shares):.0f} to {100 * max(shares):.0f} percent of the speed" in prose
+    ratios = [table[plain][i] / table[reading][i] for table in (repeats, other) for i in (0, 1)]
+    assert f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f} percent of the speed" in prose
     faster = [table[ours][i] / table[plain][i] for table in (repeats, other) for i in (0, 1)]
     phrase = "{:.1f} times as fast (40 tokens) or {:.1f} times as fast (200 tokens)"
     assert phrase.format(*faster[:2]) in prose

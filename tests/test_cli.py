@@ -341,6 +341,36 @@ def test_a_model_of_changed_text_is_announced(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    "ids, repeats",
+    [
+        ([1, 2, 3, *[7] * 17], True),
+        ([*[7] * 16], False),
+        ([*[1, 2, 3] * 7], True),
+        ([*[1, 2, 3, 4] * 5], True),
+        ([*[1, 2, 3, 4] * 4, 1, 2, 3], False),
+        ([9, *range(30), *range(30)], True),
+        ([*range(20), *range(20)], True),
+        ([9, *range(30), *range(29)], False),
+        ([*range(20), 5, *range(20)], False),
+        ([*[1, 2] * 20, 3], False),
+        ([*range(100)], False),
+        ([1, 2, 3, 1, 2, 3], False),
+        ([], False),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_a_text_repeats_itself_if_it_ends_in_two_long_blocks_or_many_short_ones(
+    ids, repeats, capsys
+):
+    cli.warn_of_repetition(ids)
+    out, errors = capsys.readouterr()
+    assert (out, errors.count("the text repeats itself"), errors.count("\n")) == (
+        "",
+        *[repeats] * 2,
+    )
+
+
 # Ctrl-C
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -1,4 +1,4 @@
-"""encoder.py against tiktoken and tokenizers (golden files), its own definitions, and itself."""
+"""Compare encoder.py with tiktoken and tokenizers (golden files) and with its simple versions."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import pytest
 import regex
 from conftest import GOLDEN
 
-import encoder as room
+import encoder as bpe
 from encoder import BYTE_OF_CHAR, CHAR_OF_BYTE, get_encoder, learn_bpe
 from model_files import unicode16
 from model_files.added_tokens import AddedToken
@@ -37,14 +37,14 @@ PIECES = [
 
 
 def random_text(rng):
-    """Return letters, white space, control characters of every plane, surrogates, some PIECES."""
+    """Return a random mix of white space, PIECES, and characters of all kinds, even surrogates."""
     ranges = [(0, 128), (0, 0x250), (0, 0x3000), (0, 0x10000), (0xD7F0, 0xE010), (0, 0x110000)]
     parts = []
     for _ in range(rng.randrange(1, 12)):
         low, high = rng.choice(ranges)
-        some = "".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(8)))
+        chars = "".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(8)))
         space = rng.choice(WHITE_SPACE) * rng.randrange(4)
-        parts.append(rng.choice([some, space, rng.choice(PIECES)[: rng.randrange(30)]]))
+        parts.append(rng.choice([chars, space, rng.choice(PIECES)[: rng.randrange(30)]]))
     return "".join(parts)
 
 
@@ -67,42 +67,42 @@ def test_each_byte_has_a_visible_character():
 # Words
 
 
-@pytest.mark.parametrize("split", [room.split_words_simply, room.split_words])
+@pytest.mark.parametrize("split", [bpe.split_words_simply, bpe.split_words])
 def test_a_text_is_split_into_words(split):
     assert list(split("So,  I'm in")) == ["So", ",", " ", " I", "'m", " in"]
     assert list(split("")) == []
 
 
-def test_splitting_pieces_of_a_text_is_the_definition():
+def test_splitting_a_text_by_pieces_gives_the_same_words():
     rng = random.Random(2)
     texts = ["".join(random_text(rng) for _ in range(60)) for _ in range(30)]
     texts += ["".join(map(chr, rng.choices(range(128), k=3000))) for _ in range(10)]
     texts += ["x" * n + space * 5 + "y" for n in range(996, 1002) for space in WHITE_SPACE]
-    newer = 0
-    for text in map(room.without_surrogates, texts):
-        assert list(room.split_words(text)) == unicode16.compile_words(room.WORD)(text)
+    n_newer = 0
+    for text in map(bpe.without_surrogates, texts):
+        assert list(bpe.split_words(text)) == unicode16.compile_words(bpe.WORD)(text)
         assigned = "".join(char for char in text if not unicode16.has_newer_character(char))
-        assert list(room.split_words(assigned)) == room.split_words_simply(assigned)
-        newer += len(text) - len(assigned)
-    assert newer > 100
+        assert list(bpe.split_words(assigned)) == bpe.split_words_simply(assigned)
+        n_newer += len(text) - len(assigned)
+    assert n_newer > 100
 
 
 def test_characters_newer_than_unicode_16_are_neither_letters_nor_digits():
-    is_letter = regex.compile(r"[\p{L}\p{N}]").match  # to this version of regex
+    is_letter_or_digit = regex.compile(r"[\p{L}\p{N}]").match  # This depends on regex's version.
     for char in map(chr, range(0x33480)):
-        if unicode16.has_newer_character(char) and is_letter(char):
-            assert list(room.split_words(f"a{char}1{char}b")) == ["a", char, "1", char, "b"]
+        if unicode16.has_newer_character(char) and is_letter_or_digit(char):
+            assert list(bpe.split_words(f"a{char}1{char}b")) == ["a", char, "1", char, "b"]
 
 
-def test_a_long_text_is_split_as_it_is_needed():
-    words = room.split_words("low and slow " * 10**6)
+def test_a_long_text_is_split_only_as_far_as_words_are_taken():
+    words = bpe.split_words("low and slow " * 10**6)
     assert iter(words) is words and [next(words) for _ in range(3)] == ["low", " and", " slow"]
 
 
 # Merges
 
 
-@pytest.mark.parametrize("merge", [room.merge_simply, room.merge])
+@pytest.mark.parametrize("merge", [bpe.merge_simply, bpe.merge])
 def test_worked_merges(merge):
     merges = "l o, o w, lo w, ab c, b c, a b, x x, xx x".split(", ")
     rank = {tuple(pair.split(" ")): i for i, pair in enumerate(merges)}
@@ -110,48 +110,48 @@ def test_worked_merges(merge):
         ("", ""),
         ("l", "l"),
         ("zq", "z q"),
-        ("low", "low"),  # l o comes before o w
+        ("low", "low"),  # "l o" comes before "o w".
         ("slows", "s low s"),
         ("ow", "ow"),
-        ("abc", "a bc"),  # not ab, since b c comes before a b; nor abc, since there is no ab
+        ("abc", "a bc"),  # "b c" comes before "a b", so "ab c" never occurs.
         ("abab", "ab ab"),
         ("xx", "xx"),
-        ("xxx", "xxx"),  # the leftmost two, then the third
+        ("xxx", "xxx"),  # The leftmost two are merged first, then the third is added.
         ("xxxx", "xx xx"),
         ("xxxxx", "xx xxx"),
     ):
         assert merge(list(word), rank) == tokens.split()
 
 
-def test_fast_merging_is_the_definition(small):
+def test_fast_merging_gives_the_same_tokens(small):
     rng = random.Random(3)
     for _ in range(300):
         word = rng.choice(["thesis", " naïve", "日本😀"]).encode()
-        tokens = [room.CHAR_OF_BYTE[b] for b in rng.choices(word, k=rng.randrange(1, 60))]
-        assert room.merge(list(tokens), small.rank) == room.merge_simply(tokens, small.rank)
-    for _ in range(300):  # ranks that no learning would give
+        tokens = [bpe.CHAR_OF_BYTE[b] for b in rng.choices(word, k=rng.randrange(1, 60))]
+        assert bpe.merge(list(tokens), small.rank) == bpe.merge_simply(tokens, small.rank)
+    for _ in range(300):  # These ranks could not come from learning.
         parts = ["a", "b", "aa", "ab", "ba", "aab", "bb", "aaa", "abab"]
         pairs = [(x, y) for x in parts for y in parts]
         rank = {pair: i for i, pair in enumerate(rng.sample(pairs, rng.randrange(1, 12)))}
         tokens = rng.choices("ab", k=rng.randrange(1, 30))
-        assert room.merge(list(tokens), rank) == room.merge_simply(tokens, rank)
+        assert bpe.merge(list(tokens), rank) == bpe.merge_simply(tokens, rank)
 
 
-def test_the_work_of_merging_is_proportional_to_the_word():
-    class Counting(dict):
-        looks = 0
+def test_the_number_of_lookups_is_proportional_to_the_length_of_the_word():
+    class CountingDict(dict):
+        n_lookups = 0
 
         def __contains__(self, pair):
-            Counting.looks += 1
+            CountingDict.n_lookups += 1
             return super().__contains__(pair)
 
         def get(self, pair):
-            Counting.looks += 1
+            CountingDict.n_lookups += 1
             return super().get(pair)
 
     rank = {("a" * 2**i, "a" * 2**i): i for i in range(8)}
-    assert set(room.merge(["a"] * 2**15, Counting(rank))) == {"a" * 256}
-    assert Counting.looks < 8 * 2**15
+    assert set(bpe.merge(["a"] * 2**15, CountingDict(rank))) == {"a" * 256}
+    assert CountingDict.n_lookups < 8 * 2**15
 
 
 # Text to ids and back
@@ -163,7 +163,7 @@ def test_ids_are_those_of_the_reference(golden, name, shared):
     reference = golden["gpt2" if name == "gpt2-vocab" else "shakespeare-hf"]
     for text, ids in zip(golden["texts"], reference, strict=True):
         assert encoder.encode(text) == ids
-        assert encoder.decode(ids) == room.without_surrogates(text)
+        assert encoder.decode(ids) == bpe.without_surrogates(text)
 
 
 def test_the_released_vocabulary(shared):
@@ -187,7 +187,7 @@ def test_ids_of_added_tokens_are_those_of_transformers(golden, tmp_path):
 def test_get_encoder_takes_a_path_or_a_name_and_its_directory(small, tmp_path):
     save_vocabulary(small.vocabulary, tmp_path / "124M")
     for encoder in (
-        get_encoder("124M", str(tmp_path)),  # as in picoGPT
+        get_encoder("124M", str(tmp_path)),  # picoGPT calls it like this.
         get_encoder(model_name="124M", models_dir=str(tmp_path)),
         get_encoder(str(tmp_path / "124M")),
         get_encoder(tmp_path / "124M"),
@@ -201,28 +201,28 @@ def test_get_encoder_takes_a_path_or_a_name_and_its_directory(small, tmp_path):
 def test_the_longest_of_several_added_tokens_is_found():
     vocabulary = learn_bpe([], 257).vocabulary
     added = {"<x y>": AddedToken(257), "<日>": AddedToken(258), "<日>z": AddedToken(259)}
-    encoder = room.Encoder(vocabulary._replace(added=added))
+    encoder = bpe.Encoder(vocabulary._replace(added=added))
     assert encoder.n_vocab == 260
-    padded = room.Encoder(vocabulary._replace(added=added), n_vocab=263)
-    assert padded.decode([258, 260, 262]) == "<日>"  # an id that only pads has no text
+    padded = bpe.Encoder(vocabulary._replace(added=added), n_vocab=263)
+    assert padded.decode([258, 260, 262]) == "<日>"  # The padding ids 260 to 262 have no text.
     assert encoder.encode("<日><x y><日>z") == [258, 257, 259]
     assert encoder.decode(encoder.encode("a<x y>é<日>")) == "a<x y>é<日>"
 
 
-def test_white_space_that_an_added_token_takes_is_not_another_token():
+def test_white_space_that_an_added_token_takes_is_not_encoded_again():
     added = {"<x>": AddedToken(257, rstrip=True), "  ": AddedToken(258)}
-    encoder = room.Encoder(learn_bpe([], 257).vocabulary._replace(added=added))
+    encoder = bpe.Encoder(learn_bpe([], 257).vocabulary._replace(added=added))
     a = encoder.vocabulary.ids["a"]
     assert encoder.encode("  <x>    a  <x>\n") == [258, 257, a, 258, 257]
-    separator = encoder.vocabulary.ids[CHAR_OF_BYTE[0x1C]]  # white space only to Python
+    separator = encoder.vocabulary.ids[CHAR_OF_BYTE[0x1C]]  # Only Python calls it white space.
     assert encoder.encode("<x>\u2003\x85\x1ca") == [257, separator, a]
 
 
-def test_an_added_token_that_the_model_does_not_have_is_refused():
+def test_an_added_token_whose_id_the_model_does_not_have_is_refused():
     vocabulary = learn_bpe([], 257).vocabulary
     ids = {token: id_ - 1 for token, id_ in vocabulary.ids.items() if id_}
     added = {"<x>": AddedToken(256), "<y>": AddedToken(257), "<|endoftext|>": AddedToken(258)}
-    encoder = room.Encoder(vocabulary._replace(ids=ids, added=added), n_vocab=257)
+    encoder = bpe.Encoder(vocabulary._replace(ids=ids, added=added), n_vocab=257)
     assert encoder.encode("a<x>") == [ids["a"], 256] and encoder.eot is None
     with pytest.raises(ValueError, match="'<y>' is id 257: the model has 257 ids"):
         encoder.encode("a<y>")
@@ -232,15 +232,15 @@ def test_a_byte_without_a_token_and_a_merge_that_occurs_twice_are_refused(small)
     vocabulary = small.vocabulary._replace(source="here/vocab.json")
     ids = {token: id_ for token, id_ in vocabulary.ids.items() if token != "!"}
     with pytest.raises(ValueError, match="here/vocab.json: byte 33 has no token"):
-        room.Encoder(vocabulary._replace(ids=ids))
+        bpe.Encoder(vocabulary._replace(ids=ids))
     twice = [*vocabulary.merges, vocabulary.merges[0]]
     with pytest.raises(ValueError, match="here/vocab.json: a merge occurs twice"):
-        room.Encoder(vocabulary._replace(merges=twice))
+        bpe.Encoder(vocabulary._replace(merges=twice))
 
 
 def test_a_vocabulary_may_list_its_tokens_in_any_order(small):
     vocabulary = small.vocabulary
-    backwards = room.Encoder(vocabulary._replace(ids=dict(reversed(vocabulary.ids.items()))))
+    backwards = bpe.Encoder(vocabulary._replace(ids=dict(reversed(vocabulary.ids.items()))))
     ids = small.encode("low and slow, low again")
     assert backwards.encode("low and slow, low again") == ids and len(ids) > 3
     assert backwards.decode(ids) == "low and slow, low again" and backwards.eot == small.eot
@@ -256,7 +256,7 @@ def test_a_vocabulary_without_merges_encodes_bytes():
         learn_bpe(["some text"], 256)
 
 
-def test_any_bytes_and_any_text_survive(small):
+def test_any_bytes_and_any_text_are_decoded_as_they_were_encoded(small):
     rng = random.Random(1)
     for _ in range(300):
         data = rng.randbytes(rng.randrange(40))
@@ -265,29 +265,29 @@ def test_any_bytes_and_any_text_survive(small):
         shown = data.decode(errors="replace")
         assert small.decode(ids) == "".join(small.decode_stream(ids)) == shown
         text = random_text(rng)
-        clean = room.without_surrogates(text)
+        clean = bpe.without_surrogates(text)
         assert small.decode(small.encode(text)) == clean
         assert small.encode_bytes(clean.encode()) == small.encode(clean)
 
 
-def test_a_stream_yields_a_character_with_its_last_byte():
+def test_a_stream_yields_each_character_at_its_last_byte():
     plain = learn_bpe([], 257)
-    seen, shown = b"", ""
+    fed, shown = b"", ""
     ids = plain.encode("aé日😀z")
 
     def feed():
-        nonlocal seen
+        nonlocal fed
         for id_ in ids:
-            assert shown == seen.decode(errors="ignore")
-            seen += plain.decode_bytes([id_])
+            assert shown == fed.decode(errors="ignore")
+            fed += plain.decode_bytes([id_])
             yield id_
 
     for text in plain.decode_stream(feed()):
         assert text
         shown += text
     assert shown == "aé日😀z"
-    cut = list(plain.decode_stream(ids[:-2]))  # it ends inside the character 😀
-    assert cut == ["a", "é", "日", "\ufffd"]
+    cut_off = list(plain.decode_stream(ids[:-2]))  # These ids end inside the character 😀.
+    assert cut_off == ["a", "é", "日", "\ufffd"]
 
 
 def test_an_unknown_id_is_refused(small):
@@ -297,11 +297,9 @@ def test_an_unknown_id_is_refused(small):
 
 
 def test_a_token_that_is_not_spelled_in_bytes_stands_for_itself(small):
-    ids = {
-        **small.vocabulary.ids,
-        "日 本": small.n_vocab,
-    }  # ids alone, as some tokenizers leave them
-    encoder = room.Encoder(small.vocabulary._replace(ids=ids))
+    # Some tokenizers leave such a token in the ids without listing it as an added token.
+    ids = {**small.vocabulary.ids, "日 本": small.n_vocab}
+    encoder = bpe.Encoder(small.vocabulary._replace(ids=ids))
     assert encoder.decode([small.n_vocab, *small.encode("日")]) == "日 本日"
 
 
@@ -309,7 +307,7 @@ def test_the_cache_of_words_is_bounded(small, monkeypatch):
     small.encode("y" * 1000 + " zz")
     assert "y" * 1000 not in small.ids_of_word and " zz" in small.ids_of_word
     small.ids_of_word.clear()
-    monkeypatch.setattr(room.Cache, "MAX_RESULTS", 100)
+    monkeypatch.setattr(bpe.Cache, "MAX_RESULTS", 100)
     for number in range(1000):
         small.encode(str(number))
         assert len(small.ids_of_word) <= 100
@@ -318,7 +316,7 @@ def test_the_cache_of_words_is_bounded(small, monkeypatch):
 # Learning a vocabulary
 
 
-def test_learned_vocabulary_is_that_of_tokenizers(golden):
+def test_a_learned_vocabulary_equals_that_of_tokenizers(golden):
     for case in golden["learned"]:
         learned = learn_bpe(iter(case["chunks"]), case["vocab_size"])
         assert [" ".join(pair) for pair in learned.vocabulary.merges] == case["merges"]
@@ -334,8 +332,8 @@ def test_a_worked_vocabulary():
 
 
 def test_learning_treats_surrogates_as_encoding_does():
-    found, expected = (learn_bpe([text] * 2, 300).vocabulary for text in ("\ud83d\ude00", "😀"))
-    assert found == expected and len(found.merges) == 3
+    learned, expected = (learn_bpe([text] * 2, 300).vocabulary for text in ("\ud83d\ude00", "😀"))
+    assert learned == expected and len(learned.merges) == 3
 
 
 def test_no_merge_crosses_the_end_of_a_text():
@@ -344,16 +342,16 @@ def test_no_merge_crosses_the_end_of_a_text():
 
 
 def test_the_steps_of_learning():
-    assert room.count_pairs([([5, 6, 5, 6], 3), ([5, 6], 1), ([7], 9)]) == {(5, 6): 7, (6, 5): 3}
-    assert room.replace([5, 6, 7, 5, 6], (5, 6), 8) == [8, 7, 8]
-    assert room.replace([5, 5, 5], (5, 5), 8) == [8, 5] and room.replace([], (5, 5), 8) == []
+    assert bpe.count_pairs([([5, 6, 5, 6], 3), ([5, 6], 1), ([7], 9)]) == {(5, 6): 7, (6, 5): 3}
+    assert bpe.replace([5, 6, 7, 5, 6], (5, 6), 8) == [8, 7, 8]
+    assert bpe.replace([5, 5, 5], (5, 5), 8) == [8, 5] and bpe.replace([], (5, 5), 8) == []
 
 
-@pytest.mark.parametrize("learn", [room.learn_merges_simply, room.learn_merges])
+@pytest.mark.parametrize("learn", [bpe.learn_merges_simply, bpe.learn_merges])
 def test_worked_learning(learn):
     tokens = ["a", "b", "c"]
     words = [([0, 1, 2], 3), ([1, 2], 2), ([0, 1], 3), ([2, 2, 2, 2], 1)]
-    # a b occurs 6 times; then c c and ab c 3 times each, b c twice
+    # At first "a b" occurs 6 times. Then "c c" and "ab c" occur 3 times each, and "b c" twice.
     assert learn(words, tokens, 99) == [(0, 1), (2, 2), (3, 2), (1, 2)]
     assert tokens == ["a", "b", "c", "ab", "cc", "abc", "bc"]
     tokens = ["a", "b", "c"]
@@ -362,9 +360,9 @@ def test_worked_learning(learn):
 
 
 @pytest.mark.parametrize("start", ["a b", "a b c", "a b aa ab"])
-def test_fast_learning_is_the_definition(start):
-    """Merges of single letters make different tokens; with "aa" at the start two may be equal."""
-    rng, twice = random.Random(0), 0
+def test_fast_learning_gives_the_same_merges(start):
+    """Two merges can make the same token only if "aa" is a token from the start."""
+    rng, n_repeated = random.Random(0), 0
     for _ in range(500):
         tokens = start.split()
         words = [
@@ -372,24 +370,25 @@ def test_fast_learning_is_the_definition(start):
             for _ in range(rng.randrange(1, 9))
         ]
         simple, fast, size = list(tokens), list(tokens), rng.choice([5, 9, 99])
-        merges = room.learn_merges_simply(words, simple, size)
-        assert (room.learn_merges(words, fast, size), fast) == (merges, simple), words
-        twice += len(set(simple)) < len(simple)
-    assert (twice > 0) == ("aa" in start)
+        merges = bpe.learn_merges_simply(words, simple, size)
+        assert (bpe.learn_merges(words, fast, size), fast) == (merges, simple), words
+        n_repeated += len(set(simple)) < len(simple)
+    assert (n_repeated > 0) == ("aa" in start)
 
 
 def test_many_and_long_words_are_counted_within_bounds(monkeypatch):
-    assert room.count_words(["low low lower", " low"]) == {"low": 1, " low": 2, " lower": 1}
-    monkeypatch.setattr(room, "MAX_WORD", 4)
-    monkeypatch.setattr(room, "MAX_PIECES", 3)
-    found = room.count_words(["abcdefghij abcd", "aaaaaaaaaaaa", " of"])
-    assert found == {"abcd": 1, "efgh": 1, "ij": 1, " of": 1}  # " abcd" is a fourth piece
-    monkeypatch.setattr(room, "MAX_WORDS", 3)
-    assert room.count_words(["a b b c c d", " b"]) == {" b": 3, " c": 2}
+    assert bpe.count_words(["low low lower", " low"]) == {"low": 1, " low": 2, " lower": 1}
+    monkeypatch.setattr(bpe, "MAX_WORD", 4)
+    monkeypatch.setattr(bpe, "MAX_PIECES", 3)
+    frequency = bpe.count_words(["abcdefghij abcd", "aaaaaaaaaaaa", " of"])
+    # " abcd" would be the fourth piece, but only three are counted.
+    assert frequency == {"abcd": 1, "efgh": 1, "ij": 1, " of": 1}
+    monkeypatch.setattr(bpe, "MAX_WORDS", 3)
+    assert bpe.count_words(["a b b c c d", " b"]) == {" b": 3, " c": 2}
     many = [" ".join(f"{i:04}" for i in range(n, n + 50)) for n in range(0, 1000, 50)]
-    assert len(room.count_words(many)) <= 3
+    assert len(bpe.count_words(many)) <= 3
 
 
-def test_learning_from_one_long_word_takes_no_time():
-    learned = room.learn_bpe(["".join(random.Random(0).choices("abcdef", k=1_000_000))], 270)
+def test_learning_from_one_very_long_word_is_fast():
+    learned = bpe.learn_bpe(["".join(random.Random(0).choices("abcdef", k=1_000_000))], 270)
     assert len(learned.vocabulary.merges) == 13

@@ -1,8 +1,9 @@
-"""evaluate.py against gpt2_pico.py, in process and as a command."""
+"""Compare evaluate.py with gpt2_pico.py, in process and as a command."""
 
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from conftest import (
     run,
     some_ids,
 )
+from test_batch import on_screen, on_terminal
 
 import evaluate
 import fast
@@ -33,7 +35,7 @@ from model_files.directory import save_model
 
 
 def losses(ids, params, n_head=N_HEAD, eps=EPS):
-    """-log p of each id but the first, by the formula in double precision."""
+    """Return -log p of each id except the first, by the formula in double precision."""
     logits = gpt2_pico.gpt2(ids[:-1], **float64(params), n_head=n_head, eps=eps)
     return -np.log(gpt2_pico.softmax(logits)[np.arange(len(ids) - 1), ids[1:]])
 
@@ -48,7 +50,8 @@ def test_windows_predict_each_token_once(n, length, stride):
         assert start < first < stop <= min(n, start + length)
         targets += range(first, stop)
     missing = set(range(1, n)) - set(targets)
-    assert len(set(targets)) == len(targets)  # a window's first token has no context there
+    assert len(set(targets)) == len(targets)
+    # A window cannot predict its first token: only windows that overlap predict all tokens.
     assert missing == (set(range(length, n, length)) if stride == length else set())
 
 
@@ -62,7 +65,7 @@ def test_worked_windows():
         (0, 1, 2),
         (0, 1, LONG),
         (7, 8, 150),
-        (5, 100, 178),  # pieces without a target come first
+        (5, 100, 178),  # The first pieces have no targets.
         (0, QUERY_BLOCK, QUERY_BLOCK + 1),
         (0, QUERY_BLOCK + 1, QUERY_BLOCK + 2),
         (3, 3 + QUERY_BLOCK, 3 + 2 * QUERY_BLOCK),
@@ -88,9 +91,11 @@ def test_the_sum_is_over_all_windows(pool):
     params, ids = random_params(seed=4), some_ids(300)
     todo = list(evaluate.windows(300, 48, 20))
     expected = sum(losses(ids[i:k], params)[j - i - 1 :].sum() for i, j, k in todo)
-    nats, n = evaluate.evaluate(ids, iter(todo), params, TINY, pool)
+    counts = []
+    nats, n = evaluate.evaluate(ids, iter(todo), params, TINY, pool, counts.append)
     assert nats == pytest.approx(expected, rel=1e-5) and n == 299
-    many = iter([(0, 1, 2)] * 2500)  # more than are taken at a time
+    assert counts == [stop - first for _, first, stop in todo]
+    many = iter([(0, 1, 2)] * 2500)  # more than are queued at a time
     nats, n = evaluate.evaluate(ids, many, params, TINY, pool)
     assert nats == pytest.approx(2500 * losses(ids[:2], params)[0], rel=1e-4) and n == 2500
 
@@ -108,7 +113,7 @@ def test_items_are_taken_as_they_are_needed_and_results_come_in_order(pool):
     assert [0, *results] == [2 * i for i in range(5000)]
 
 
-def test_threads_hand_over_sooner_and_share_no_product():
+def test_worker_threads_wait_less_for_each_other_and_share_no_product():
     interval, n_blas = sys.getswitchinterval(), fast.get_blas_threads and fast.get_blas_threads()
     with pytest.raises(ZeroDivisionError), evaluate.worker_threads(2) as pool:
         assert sys.getswitchinterval() < interval
@@ -119,17 +124,17 @@ def test_threads_hand_over_sooner_and_share_no_product():
     assert not fast.get_blas_threads or fast.get_blas_threads() == n_blas
 
 
-def test_an_interrupt_does_not_wait_for_what_is_queued():
+def test_an_interrupt_does_not_wait_for_queued_work():
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), evaluate.worker_threads(2) as pool:
         for _ in range(1000):
             pool.submit(time.sleep, 0.05)
         raise KeyboardInterrupt
-    assert time.monotonic() - start < 5  # and not 25
+    assert time.monotonic() - start < 5  # All of the work takes 25 seconds.
 
 
 def figures(text, tiny, stride):
-    """The lines that evaluate.py prints, by the formula."""
+    """Return the lines that evaluate.py prints, computed by the formula."""
     encoder, hparams, params = tiny
     ids, n_ctx, counted, nats, last = encoder.encode(text), hparams["n_ctx"], [], 0.0, 1
     for start in range(0, len(ids), stride):
@@ -142,7 +147,7 @@ def figures(text, tiny, stride):
         if stop == len(ids):
             break
     n, data = len(counted), encoder.decode_bytes(counted)
-    n_chars = sum(byte & 0b11000000 != 0b10000000 for byte in data)  # those whose first byte counts
+    n_chars = sum(byte & 0b11000000 != 0b10000000 for byte in data)  # by their first bytes
     return [
         f"stride              {stride}",
         f"tokens              {n}",
@@ -159,7 +164,7 @@ TEXT = "slow low lower, éà lowest\n" * 5
 
 @pytest.fixture
 def measured(models_dir, tmp_path):
-    """-> the lines that evaluate.py prints about a text"""
+    """Return a function that returns the lines that evaluate.py prints about a text."""
 
     def measured(text, *options):
         (tmp_path / "text").write_text(text, encoding="utf-8", newline="")
@@ -175,7 +180,7 @@ def test_perplexity_is_that_of_the_formula(measured, tiny):
     found = measured(TEXT, "--stride", "8")
     assert found == figures(TEXT, tiny, 8) and found[1].split()[1] == str(n - 1)
     assert measured(TEXT) == figures(TEXT, tiny, 16)  # half of n_ctx
-    # A stride beyond the context would leave more out than the first token of each window.
+    # With a stride beyond the context, not only the first token of each window would be left out.
     most = measured(TEXT, "--stride", "32")
     assert most == measured(TEXT, "--stride", "1000") == figures(TEXT, tiny, 32)
     assert most[1].split()[1] == str(n - math.ceil(n / 32))
@@ -192,7 +197,7 @@ def test_part_of_a_text_in_lower_case_without_stopwords(measured, tiny, tmp_path
     assert found == figures("lower lowest, low slower\n" * 4, tiny, 16)
 
 
-def test_several_files_are_set_apart(models_dir, tiny, tmp_path):
+def test_several_files_are_separate_texts(models_dir, tiny, tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("slow lower lowest")
     done = run("evaluate.py", tmp_path / "a", tmp_path / "b", *model_options(models_dir))
@@ -217,7 +222,7 @@ def test_wrong_usage_is_2(args, word):
     assert last.startswith("evaluate.py: error: ") and word in last
 
 
-def test_what_goes_wrong_is_1_and_one_line(models_dir, tiny, tmp_path):
+def test_an_error_is_one_line_and_status_1(models_dir, tiny, tmp_path):
     encoder, hparams, params = tiny
 
     def fails(path, model="tiny", models=models_dir, options=()):
@@ -250,7 +255,7 @@ def test_what_goes_wrong_is_1_and_one_line(models_dir, tiny, tmp_path):
 
 
 def test_figures_of_a_text_whose_characters_are_cut(pool):
-    """A character counts where its first byte does."""
+    """A character is counted if its first byte is."""
     encoder = learn_bpe([], 257)
     hparams = {**TINY, "n_vocab": 257, "n_ctx": 5}
     params = random_params(1, **hparams)
@@ -262,7 +267,7 @@ def test_figures_of_a_text_whose_characters_are_cut(pool):
     assert found["nats per character"] == pytest.approx(nats / 3)  # é begins in the first token
 
 
-def test_the_worst_of_models_has_a_perplexity(tiny, pool, monkeypatch):
+def test_even_the_worst_model_has_a_finite_perplexity(tiny, pool, monkeypatch):
     encoder, hparams, params = tiny
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: (1e6, 9))
     found = evaluate.measure(np.arange(10), encoder, hparams, params, pool)
@@ -273,7 +278,7 @@ def test_the_worst_of_models_has_a_perplexity(tiny, pool, monkeypatch):
 
 
 def expected_scores(text, tiny):
-    """[(id, loss), ...] by the formula: what each id of a line costs after <|endoftext|>."""
+    """Return [(id, loss), ...] for the ids of a line that follows <|endoftext|>, by the formula."""
     encoder, hparams, params = tiny
     ids = [encoder.eot, *encoder.encode(text)]
     if len(ids) < 2:
@@ -333,7 +338,44 @@ def test_the_lines_as_a_table(models_dir, tiny):
     scores = [score for text in LINES for score in expected_scores(text, tiny)]
     assert [json.loads(text) for _, text in shown] == [tiny[0].decode([i]) for i, _ in scores]
     expected = [math.exp(-loss) for _, loss in scores]
-    assert [float(p) for p, _ in shown] == pytest.approx(expected, abs=2e-6)
+    assert [float(p) for p, _ in shown] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_small_probability_is_shown_with_its_digits(tiny, tmp_path):
+    encoder, hparams, params = tiny
+    sharp = encoder, hparams, {**params, "wte": params["wte"] * 8}
+    save_model(tmp_path / "sharp", hparams, sharp[2], encoder.vocabulary)
+    options = ["--verbose", "--model_size", "sharp"]
+    lines = lines_of(tmp_path, "-", options=options, stdin=b"slow lower")
+    found = [float(line.split()[0]) for line in lines[2:]]
+    expected = [math.exp(-loss) for _, loss in expected_scores("slow lower", sharp)]
+    assert found == pytest.approx(expected, rel=2e-3) and 0 < min(found) < 1e-9
+
+
+BAR = r" *(\d+)%\|.{10,}\| [\d.]+k?/[\d.]+k \[[\d:]+<[\d:?]+, [\d.?]+k?"
+
+
+def test_a_terminal_shows_how_much_of_a_text_has_been_measured(models_dir, tmp_path):
+    (tmp_path / "text").write_text(TEXT * 300, encoding="utf-8")
+    args = command("evaluate.py", tmp_path / "text", *model_options(models_dir))
+    first, *others = on_terminal(args)
+    shown = [state for state in first if "tokens/s" in state]
+    parts = [int(re.fullmatch(f"{BAR} tokens/s\\]", state)[1]) for state in shown]
+    assert max(map(len, first)) < 80 and parts == sorted(parts) and len({*parts}) > 2
+    assert on_screen(first).startswith("stride ") and len(others) == 6  # the bar has gone
+
+
+def test_a_bar_shows_the_progress_of_lines_that_do_not_go_to_the_terminal(models_dir, tmp_path):
+    (tmp_path / "text").write_text(TEXT * 300, encoding="utf-8")
+    args = command("evaluate.py", tmp_path / "text", "--lines", *model_options(models_dir))
+    with open(tmp_path / "out", "wb") as out:
+        (states,) = on_terminal(args, stdout=out)
+    shown = [state for state in states if state.strip()]
+    parts = [int(re.fullmatch(f"{BAR}B/s\\]", state)[1]) for state in shown]
+    assert max(map(len, states)) < 80 and parts == sorted(parts) and len({*parts}) > 2
+    assert on_screen(states) == ""
+    lines = on_terminal(args)
+    assert len(lines) == 1502 and all(len(line) == 1 for line in lines)  # no bar between them
 
 
 def test_a_long_line_is_measured_in_windows(models_dir, tiny):
@@ -376,7 +418,7 @@ def test_without_an_end_of_text_nothing_predicts_the_first_token(tiny, tmp_path)
     assert [row["tokens"] for row in rows] == [max(0, len(encoder.encode(x)) - 1) for x in LINES]
 
 
-# What is read
+# Input
 
 
 def test_json_has_the_figures_of_the_table(measured, tiny):

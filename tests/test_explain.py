@@ -1,11 +1,14 @@
-"""explain.py and page/: what they show is what gpt2_pico and transformers compute."""
+"""Tests of explain.py and page/: they show what gpt2_pico and transformers compute."""
 
 import base64
+import contextlib
 import json
 import os
 import re
 import stat
+import struct
 import subprocess
+import unicodedata
 import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +29,10 @@ from conftest import (
 )
 from pico_trace import Pass
 
+import cli
 import explain
 import gpt2
+from encoder import Encoder, learn_bpe
 from model_files.directory import save_model
 from page import data, record
 from utils import load_encoder_hparams_and_params
@@ -41,7 +46,7 @@ SIZES = {  # n_layer, n_head, n_embd
 
 
 def unpack(array):
-    """Return an array that data.pack has packed, as data.js does."""
+    """Unpack an array from data.pack as data.js does it."""
     planes = np.frombuffer(zlib.decompress(base64.b64decode(array["data"])), np.uint8)
     itemsize = int(array["type"][1:])
     numbers = planes.reshape(itemsize, -1).T.copy().view("<" + array["type"])
@@ -67,7 +72,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def recorded(shipped, golden):
-    """The record of the golden text, of which the first twelve tokens are the prompt."""
+    """Return the record of the golden text, whose first twelve tokens are the prompt."""
     _, hparams, params = shipped
     return record.record(golden["ids"].tolist(), 12, None, params, hparams)
 
@@ -77,7 +82,7 @@ IDS = some_ids(11, seed=4).tolist()
 
 @pytest.fixture(scope="module")
 def tiny_params():
-    """Parameters in which each bias, gain and norm differs from all others."""
+    """Return parameters in which all biases, gains and norms differ from each other."""
     return random_params(8)
 
 
@@ -88,7 +93,7 @@ def truth(tiny_params):
 
 @pytest.fixture(scope="module")
 def tiny_record(tiny_params):
-    """The record of IDS, of which four are the prompt, as {name: array}."""
+    """Return the record of IDS as {name: array}. The first four ids are the prompt."""
     arrays, _ = record.record(IDS, 4, 7, tiny_params, TINY)
     return arrays
 
@@ -109,7 +114,7 @@ def close(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize("n", [1, 7, 48])
-def test_the_traced_pass_is_that_of_gpt2(n):
+def test_the_pass_with_a_trace_gives_the_logits_of_gpt2(n):
     params, ids = random_params(3), some_ids(n)
     logits = record.unembed(trace(ids, params)[-1].resid_post, params, TINY)
     close(logits, gpt2.gpt2(ids, **params, hparams=TINY))
@@ -117,7 +122,7 @@ def test_the_traced_pass_is_that_of_gpt2(n):
     close(logits, exact.logits(exact.streams[-1]), 1e-4)
 
 
-def test_a_trace_holds_what_each_block_does(tiny_params, truth):
+def test_a_trace_has_the_activations_of_each_block(tiny_params, truth):
     traces = trace(IDS, tiny_params)
     close(streams_of(traces), truth.streams)
     for i, block in enumerate(traces):
@@ -154,7 +159,7 @@ def test_every_activation_is_float32(tiny_params):
         assert {x.dtype for x in vars(block).values()} == {np.dtype(np.float32)}
 
 
-def test_the_trace_is_what_transformers_computes(shipped, golden):
+def test_the_trace_has_the_activations_of_transformers(shipped, golden):
     _, hparams, params = shipped
     traces = trace(golden["ids"], params, hparams)
     patterns = [block.pattern for block in traces]
@@ -194,7 +199,7 @@ def test_contributions_add_up_to_the_logit(recorded, golden):
 
 
 def test_a_contribution_is_what_the_part_adds_to_the_logit(tiny_params, truth):
-    """Each part by itself, for two tokens and for the mean of all."""
+    """Compare each part by itself, for two tokens and for the mean of all tokens."""
     at, candidates = slice(2, 9), np.tile([3, 70], (7, 1))
     traces = trace(IDS, tiny_params)
     found = record.direct_logit_attribution(IDS, at, candidates, traces, tiny_params, TINY)
@@ -212,7 +217,7 @@ def test_a_contribution_is_what_the_part_adds_to_the_logit(tiny_params, truth):
 
 
 @pytest.mark.parametrize("name, whole", [("knocked", False), ("layers", True)])
-def test_ablation_is_a_pass_of_transformers_without_that_part(name, whole, shipped, golden):
+def test_ablation_agrees_with_transformers_without_that_part(name, whole, shipped, golden):
     _, hparams, params = shipped
     traces = trace(golden["ids"], params, hparams)
     best = golden["best"][:, None]
@@ -223,7 +228,7 @@ def test_ablation_is_a_pass_of_transformers_without_that_part(name, whole, shipp
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_ablation_leaves_out_one_part_after_another(whole, tiny_params):
-    """With the biases of a part where it adds them: a head has none of its own."""
+    """The bias of a part is left out, too. A head has none of its own."""
     names = ["attention"] if whole else [*range(TINY["n_head"])]
     parts = [(i, name) for i in range(TINY["n_layer"]) for name in [*names, "MLP"]]
     streams = list(record.ablate_parts(trace(IDS, tiny_params), whole, tiny_params, TINY))
@@ -232,7 +237,7 @@ def test_ablation_leaves_out_one_part_after_another(whole, tiny_params):
         close(x, Pass(IDS, tiny_params, TINY, without=part).streams[-1], 1e-4)
 
 
-def test_the_record_holds_probabilities_of_the_candidates_without_a_part(tiny_record):
+def test_the_record_has_the_probabilities_of_the_candidates_without_a_part(tiny_record):
     found = (tiny_record["ablation"] / 65535) ** 2  # [parts, n, c]
     params, candidates = random_params(8), tiny_record["candidates"]
     for part, name in (3, (0, 3)), (5, (0, "MLP")), (10, (1, 4)):
@@ -245,7 +250,7 @@ def test_the_record_holds_probabilities_of_the_candidates_without_a_part(tiny_re
 # Lengths, values and neurons
 
 
-def test_lengths_are_of_the_stream_and_of_what_a_half_block_adds(tiny_record, truth):
+def test_the_lengths_of_the_stream_and_of_what_each_half_block_adds(tiny_record, truth):
     """The length of a difference is not the difference of two lengths."""
     lengths = [np.sqrt((x**2).sum(-1)) for x in truth.streams]
     close(tiny_record["resid_norms"], lengths, 1e-4)
@@ -253,7 +258,7 @@ def test_lengths_are_of_the_stream_and_of_what_a_half_block_adds(tiny_record, tr
     close(tiny_record["added_norms"], [np.sqrt((x**2).sum(-1)) for x in added], 1e-4)
 
 
-def test_a_value_is_as_long_as_what_the_head_writes_of_it(tiny_record, truth):
+def test_the_norm_of_a_value_is_that_of_its_output_by_the_head(tiny_record, truth):
     for i, found in enumerate(tiny_record["value_norms"]):
         norms = truth.value_norms(i)
         close((found / 255) ** 2, norms / norms.max(-1, keepdims=True), 0.004)
@@ -261,7 +266,7 @@ def test_a_value_is_as_long_as_what_the_head_writes_of_it(tiny_record, truth):
         assert abs(before / before.max(-1, keepdims=True) - (found / 255) ** 2).max() > 0.1
 
 
-def test_a_head_that_writes_nothing_has_values_of_no_length():
+def test_a_head_without_output_has_values_of_norm_0():
     params = random_params(8)
     params["blocks"][0]["attn"]["c_proj"]["w"][:8] = 0
     with np.errstate(all="raise"):
@@ -270,8 +275,8 @@ def test_a_head_that_writes_nothing_has_values_of_no_length():
 
 
 @pytest.mark.parametrize("n_inner", [160, 10])
-def test_the_strongest_neurons_are_those_that_write_most(n_inner):
-    """Of ten, all are shown, those with negative activations among them."""
+def test_the_strongest_neurons_are_those_that_add_most(n_inner):
+    """With ten neurons all of them are shown, and some activations are negative."""
     hparams = {**TINY, "n_inner": n_inner}
     params = random_params(8, **hparams)
     arrays, exact = record.record(IDS, 4, 7, params, hparams)[0], Pass(IDS, params, hparams)
@@ -294,7 +299,9 @@ def test_a_neuron_promotes_the_tokens_that_its_row_points_to(tiny_record, truth)
         assert tokens.tolist() == truth.promoted(*divmod(number, 160))[:5].tolist()
 
 
-def test_of_many_neurons_the_strongest_are_looked_at(tiny_params, tiny_record, monkeypatch):
+def test_promoted_tokens_are_computed_for_the_strongest_of_too_many_neurons(
+    tiny_params, tiny_record, monkeypatch
+):
     monkeypatch.setattr(data, "MAX_PROMOTING", 3 * 4)
     found = record.promoted_tokens(tiny_record["top_neurons"], tiny_params)
     numbers = found["promoting_neurons"].reshape(3, 4)
@@ -303,7 +310,7 @@ def test_of_many_neurons_the_strongest_are_looked_at(tiny_params, tiny_record, m
         assert numbers[i].tolist() == sorted(i * 160 + x for x in [*first][:4])
 
 
-# What is kept of a distribution
+# The distribution of the next token
 
 
 def test_the_next_token_is_always_among_the_candidates(recorded, tiny_record, golden):
@@ -311,13 +318,13 @@ def test_the_next_token_is_always_among_the_candidates(recorded, tiny_record, go
     assert all(next_id in row for next_id, row in zip(ids[1:], arrays["candidates"]))
     best = np.argsort(-golden["logits"])[:10]
     assert arrays["candidates"][-1].tolist() == best.tolist()
-    assert 7 in tiny_record["candidates"][-1]  # what followed IDS
+    assert 7 in tiny_record["candidates"][-1]  # the id that follows IDS
 
 
-def test_a_distribution_is_that_of_the_last_stream(tiny_record, truth):
+def test_the_distribution_comes_from_the_last_stream(tiny_record, truth):
     logits = truth.logits(truth.streams[-1])
     order = np.argsort(-logits)
-    assert (tiny_record["best"] == order).all()  # 101 tokens: all of them
+    assert (tiny_record["best"] == order).all()  # all 101 tokens
     close(tiny_record["best_logits"], np.take_along_axis(logits, order, 1), 1e-4)
     close(tiny_record["log_sum_exp"], np.log(np.exp(logits).sum(-1)), 1e-4)
     for i, (row, candidates) in enumerate(zip(logits, tiny_record["candidates"])):
@@ -330,8 +337,8 @@ def test_a_distribution_is_that_of_the_last_stream(tiny_record, truth):
     close(tiny_record["prompt_logits"], logits[3], 1e-4)
 
 
-def test_the_tail_of_a_distribution_is_kept_well_enough(recorded, golden):
-    """The sum that every probability is divided by, at any temperature: 200 tokens and bins."""
+def test_the_bins_of_a_distribution_are_exact_enough(recorded, golden):
+    """At any temperature, 200 logits and the bins give the denominator of the probabilities."""
     arrays = recorded[0]
     logits = golden["logits"].astype(np.float64)
     counts, means = arrays["bin_counts"][-1], arrays["bin_means"][-1]
@@ -394,8 +401,8 @@ def test_a_token_of_more_than_65535_bytes_is_packed(tmp_path, small):
     )
 
 
-def test_contributions_of_any_size_are_kept():
-    """Rounded to 2^-20, they are still float32."""
+def test_large_contributions_are_exact():
+    """Contributions are rounded to a multiple of 2^-20 and stay float32."""
     params = random_params(8)
     params["ln_f"]["g"] *= 10_000
     arrays, fits = record.record(IDS, 4, None, params, TINY)
@@ -407,7 +414,7 @@ def test_contributions_of_any_size_are_kept():
 @pytest.mark.parametrize("n", [1, 40, 300, 1024])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_page_stays_small_at_any_size_and_length(size, n):
-    """What is kept, in bytes before they are compressed; base64 makes 4 of 3."""
+    """Count the bytes before compression; base64 writes 3 bytes as 4."""
     n_layer, n_head, n_embd = SIZES[size]
     hparams = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "n_vocab": 50257}
     fits = data.what_fits(n, max(1, n // 2), hparams)
@@ -429,9 +436,9 @@ def test_a_page_stays_small_at_any_size_and_length(size, n):
         assert (fits["best"], fits["neurons"], len(fits["steps"])) == (200, 16, 2 * n_layer + 1)
 
 
-def test_ablation_is_cut_where_it_would_take_minutes(monkeypatch):
+def test_less_is_ablated_if_it_would_take_minutes(monkeypatch):
     hparams = {"n_layer": 4, "n_head": 3, "n_embd": 64, "n_vocab": 1000}
-    operations = 12 * 4 * 64**2 * 20 + 2 * 20 * 64 * 1000  # of one pass over 20 tokens
+    operations = 12 * 4 * 64**2 * 20 + 2 * 20 * 64 * 1000  # in one pass over 20 tokens
     for minutes, expected in (
         (16 * operations, (16, False)),  # each head and MLP
         (16 * operations - 1, (8, True)),  # each attention and MLP
@@ -443,13 +450,13 @@ def test_ablation_is_cut_where_it_would_take_minutes(monkeypatch):
         assert (fits["passes"], fits["whole_layers"]) == expected
 
 
-def test_the_lens_of_a_long_text_is_after_whole_blocks():
+def test_the_lens_of_a_long_text_shows_only_whole_blocks():
     hparams = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_vocab": 50257}
     assert data.what_fits(1040, 9, hparams)["steps"] == list(range(25))
     assert data.what_fits(1041, 9, hparams)["steps"] == list(range(0, 25, 2))
 
 
-def test_the_end_of_the_prompt_is_always_kept():
+def test_every_page_contains_the_end_of_the_prompt():
     hparams = {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_vocab": 50257}
     for n, n_prompt in (1024, 1), (1024, 500), (1024, 1024), (300, 40):
         fits = data.what_fits(n, n_prompt, hparams)
@@ -469,7 +476,7 @@ def lines(*args, **options):
 SHIPPED = "--model_size", "shakespeare", "--models_dir", ROOT / "models"
 
 
-def test_the_terminal_shows_tokens_what_may_follow_and_the_lens(shipped):
+def test_the_terminal_shows_the_tokens_the_next_token_and_the_lens(shipped):
     encoder, hparams, params = shipped
     text = lines("To be, or not to", *SHIPPED, "--top", "4")
     assert text[1] == "  'To' 397  ' be' 305  ',' 12  ' or' 530  ' not' 322  ' to' 288"
@@ -478,16 +485,164 @@ def test_the_terminal_shows_tokens_what_may_follow_and_the_lens(shipped):
     for line, id_ in zip(text[4:8], np.argsort(-p)):
         bar = "█" * round(40 * p[id_] / p.max())
         assert line == f"  {100 * p[id_]:5.1f} %  {encoder.decode([id_])!r:15} {bar}"
-    assert text[8] == "" and len(text[10:-1]) == 2 * hparams["n_layer"] + 1
+    assert text[8] == "" and len(text[11:-1]) == 2 * hparams["n_layer"] + 1
     names = [f"block {i} {half}" for i in range(6) for half in ("attention", "MLP")]
-    for line, name, x in zip(text[10:-1], ["embedding", *names], exact.streams):
+    for line, name, x in zip(text[11:-1], ["embedding", *names], exact.streams):
         p = gpt2.probabilities(exact.logits(x)[-1])
-        best = [f"{100 * p[i]:5.1f} % {explain.spell(encoder, i):15}" for i in np.argsort(-p)[:3]]
+        best = [f"{100 * p[i]:5.1f} % {encoder.decode([i])!r:11}" for i in np.argsort(-p)[:3]]
         assert line == f"  {name:19}{' '.join(best)}".rstrip()
     assert "15.5 % ' be'" in text[-2]
 
 
-def test_the_terminal_shows_what_the_settings_leave():
+def test_the_legend_names_the_step_of_the_lesson_that_explains_the_lens():
+    legend = lines("To be", *SHIPPED)
+    (step,) = (re.search(r"step (\d+)", line)[1] for line in legend if "logit lens" in line)
+    lesson = (ROOT / "lesson" / "README.md").read_text("utf-8")
+    before = lesson[: lesson.index("*logit lens*")]
+    assert re.findall(r"^## (\d+) ", before, re.MULTILINE)[-1] == step
+
+
+def width_of(text):
+    """Return the width of a text in a terminal: a wide character has 2 columns, an accent 0."""
+    chars = [char for char in text if unicodedata.category(char)[0] != "M"]
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in chars)
+
+
+PROMPTS = {
+    "two tokens": "ROMEO:",
+    "every kind of character": "naïve ☃ 😀 日本語 ｶ́",
+    "empty": "",
+    "a space": " ",
+    "longer than the context": "To be, or not to be: that is the question. 日本語 " * 30,
+}
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Return a random model whose tokens are long words, Japanese, emoji and single bytes."""
+    words = "incomprehensibilities 日本語日本語日本語日本語 😀😀😀😀 ｶﾞｷﾞｸﾞ naïve " * 4
+    encoder = learn_bpe([words], 500)
+    hparams = {**LETTERS, "n_layer": 12, "n_vocab": encoder.n_vocab}
+    params = random_params(1, **hparams)
+    params["wte"][257:] *= 2  # so that the model predicts long tokens more often
+    return encoder, hparams, params
+
+
+@pytest.fixture
+def view(monkeypatch, shipped):
+    """Return a function that returns explain.py's lines for a prompt and a width in columns."""
+
+    def view(prompt, n_columns, model=shipped, *options):
+        monkeypatch.setenv("COLUMNS", str(n_columns))
+        args = explain.parser().parse_args([prompt, *options])
+        args.sampling = cli.sampling_options(args)
+        ids = cli.prompt_ids(prompt, model[0], model[1])
+        return "\n".join(explain.terminal_view(ids, *model, args)).split("\n")
+
+    return view
+
+
+CELL = re.compile(r" *(\d+\.\d) % (\S.*?)(?= +\d+\.\d % | *$)")
+
+
+@pytest.mark.parametrize("n_columns", [40, 57, 80, 120])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.parametrize("model", ["shipped", "wide"])
+def test_no_line_is_wider_than_the_terminal(prompt, n_columns, model, view, request):
+    model = request.getfixturevalue(model)
+    text = view(prompt, n_columns, model, "--top", "50")
+    assert max(map(width_of, text)) <= n_columns
+    rows = text[-(2 * model[1]["n_layer"] + 1) :]
+    ends = {tuple(width_of(line[: x.end()]) for x in re.finditer(" % ", line)) for line in rows}
+    assert ends == {tuple(range(29, n_columns - 9, 20))}  # the guesses stay aligned
+
+
+@pytest.mark.parametrize("n_columns, n_guesses", [(20, 1), (79, 2), (80, 3), (99, 3), (300, 5)])
+def test_the_lens_has_as_many_guesses_as_fit(n_columns, n_guesses, view, wide):
+    """Long tokens are cut, but probabilities are not."""
+    encoder, hparams, params = wide
+    text = view("naïve 日本語", n_columns, wide)
+    rows = text[-(2 * hparams["n_layer"] + 1) :]
+    exact = Pass(encoder.encode("naïve 日本語"), params, hparams)
+    n_cut = n_wide = 0
+    for line, x in zip(rows, exact.streams):
+        p = gpt2.probabilities(exact.logits(x)[-1])
+        cells = CELL.findall(line[21:])
+        assert [cell[0] for cell in cells] == [f"{x:.1f}" for x in -np.sort(-100 * p)[:n_guesses]]
+        for (_, shown), id_ in zip(cells, np.argsort(-p)):
+            token = explain.spell(encoder, [id_])
+            n_wide += width_of(token) > len(token)
+            if width_of(token) > 11:
+                assert shown[-1] == "…" and token.startswith(shown[:-1])
+                assert 10 <= width_of(shown) <= 11
+                n_cut += 1
+            else:
+                assert shown == token
+    assert n_cut and n_wide
+
+
+def test_tokens_of_one_character_stand_together(view):
+    text = view("naïve ☃ 😀 日本語", 300)
+    assert text[1] == (
+        "  'n' 78  'a' 65  'ï' 128 108  've' 295  ' ' 221  '☃' 159 247 226  ' ' 221"
+        "  '😀' 173 254 247 223  ' ' 221  '日' 163 246 99  '本' 163 251 106  '語' 165 104 253"
+    )
+
+
+def test_part_of_a_character_is_shown_as_bytes(shipped):
+    """A prompt that is too long may begin inside a character, and a token may be part of one."""
+    snowman, comma = shipped[0].encode("☃"), shipped[0].encode(",")
+    found = [*explain.prompt_lines([*snowman[1:], *comma, *snowman], shipped[0], 80)]
+    assert found == [r"  b'\x98\x83' 247 226  ',' 12  '☃' 159 247 226"]
+    assert explain.spell(shipped[0], snowman[:2]) == r"b'\xe2\x98'"
+
+
+@pytest.mark.parametrize("n_columns", [40, 80])
+def test_the_prompt_is_wrapped_between_tokens(n_columns, view, shipped):
+    prompt = PROMPTS["longer than the context"]
+    text = view(prompt, n_columns)
+    found = text[1 : text.index("")]
+    assert len(found) > 20 and all(re.match("  ['\"b]", line) for line in found)
+    (whole,) = explain.prompt_lines(shipped[0].encode(prompt)[-256:], shipped[0], 10_000)
+    assert "".join(found) == whole
+    for line, following in zip(found, found[1:]):
+        first = re.match(r"  ('.*?'|\".*?\")( \d+)+", following)[0]
+        assert width_of(line + first) > n_columns  # the next token does not fit
+
+
+def test_a_long_token_of_the_prompt_is_cut_but_not_its_id(small):
+    ids = {**small.vocabulary.ids, "x" * 70_000: small.n_vocab}
+    encoder = Encoder(small.vocabulary._replace(ids=ids))
+    id_ = small.n_vocab
+    assert [*explain.prompt_lines([id_], encoder, 40)] == [f"  '{'x' * 32}… {id_}"]
+    # Twenty bytes from inside characters, which are invalid as a text: their ids fill the line.
+    ids = small.encode("日")[1:2] * 20
+    (line,) = explain.prompt_lines(ids, small, 40)
+    assert line == f"  … {' '.join(map(str, ids))}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="terminals of POSIX")
+@pytest.mark.parametrize("n_columns", [40, 120])
+def test_the_width_is_that_of_the_terminal(n_columns, view):
+    import fcntl
+    import pty
+    import termios
+
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 50, n_columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    args = command("explain.py", "ROMEO: ☃", *SHIPPED)
+    with subprocess.Popen(args, stdout=end, env=env):
+        os.close(end)
+        printed = b""
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while data := os.read(terminal, 1 << 16):
+                printed += data
+    os.close(terminal)
+    assert printed.decode().split("\r\n")[:-1] == view("ROMEO: ☃", n_columns)
+
+
+def test_the_terminal_applies_top_k_and_the_temperature():
     text = lines("To be, or not to", *SHIPPED, "--top_k", "2", "--temperature", "0.5")
     assert text[4].startswith("   95") and text[6] == ""
 
@@ -501,8 +656,9 @@ def test_the_terminal_applies_the_repetition_penalty(shipped):
     plain = exact.logits(exact.streams[-1])[-1]
     p = gpt2.probabilities(gpt2.penalize(plain, ids, 1.8))
     best = np.argsort(-p)[:3]
-    assert best.tolist() != np.argsort(-plain)[:3].tolist()  # so the penalty can be seen
-    for line, id_ in zip(text[4:7], best):
+    assert best.tolist() != np.argsort(-plain)[:3].tolist()  # so that the penalty has an effect
+    start = text.index("most likely next tokens") + 1
+    for line, id_ in zip(text[start : start + 3], best):
         assert line.startswith(f"  {100 * p[id_]:5.1f} %  {encoder.decode([id_])!r}")
 
 
@@ -511,7 +667,7 @@ def test_any_prompt_from_standard_input(text):
     shown = lines("-", *SHIPPED, stdin=text)[1]
     assert "\x1b" not in shown and "\0" not in shown
     assert text or shown == "  '<|endoftext|>' 0"
-    assert text != b"\xe2\x98\x83" or r"b'\xe2'" in shown
+    assert text != b"\xe2\x98\x83" or shown == "  '☃' 159 247 226"
     assert text != b"a\r\n" or len(shown.split()) == 2
 
 
@@ -529,7 +685,7 @@ def test_standard_output_can_be_the_page(models_dir, tmp_path):
 
 
 def test_a_page_does_not_tell_how_the_model_was_trained():
-    """training.json may hold paths of the machine, and a page is made to be passed on."""
+    """Pages are passed on, and training.json may hold paths of this computer."""
     facts, _ = read_page(run("explain.py", "a", *SHIPPED, "--page", "-").stdout)
     assert facts["hparams"]["n_layer"] == 6 and "training" not in facts["hparams"]
 
@@ -553,7 +709,7 @@ def test_a_page_is_replaced_whole_or_not_at_all(error, status, models_dir, tmp_p
 
 @pytest.fixture
 def write_page(models_dir):
-    """Run explain.py --page with a path; return its exit status and its errors."""
+    """Return a function that runs explain.py --page: its exit status, errors and output."""
 
     def write_page(path, **streams):
         args = command("explain.py", "low", *model_options(models_dir), "--page", path)
@@ -581,7 +737,7 @@ def test_a_page_keeps_the_mode_of_the_file_and_the_files_beside_it(write_page, t
 
 @pytest.mark.skipif(os.name == "nt", reason="links take a right on Windows")
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_page_goes_where_a_link_points_to(exists, write_page, tmp_path):
+def test_a_page_is_written_to_the_target_of_a_link(exists, write_page, tmp_path):
     link, target = tmp_path / "link", tmp_path / "folder" / "target"
     target.parent.mkdir()
     link.symlink_to(target)
@@ -629,7 +785,7 @@ def test_a_page_for_dev_stdout_is_on_standard_output(write_page, tmp_path):
 @pytest.mark.parametrize(
     "name", ["folder", "nowhere/page.html", "p" * 256, "/dev/full", "locked/p"]
 )
-def test_a_page_that_cannot_be_written_is_one_line(name, write_page, tmp_path):
+def test_the_error_for_a_page_that_cannot_be_written_is_one_line(name, write_page, tmp_path):
     if name == "/dev/full" and not os.path.exists(name):
         pytest.skip("no /dev/full")
     if name == "locked/p" and (os.name == "nt" or os.geteuid() == 0):
@@ -702,7 +858,7 @@ def test_a_stop_and_the_end_of_the_context_end_a_page(models_dir, tiny):
 
 
 def test_the_token_beyond_the_context_is_among_the_candidates(models_dir):
-    """It is sampled so boldly that it is not one of the ten most likely tokens."""
+    """At temperature 20, it is not one of the ten most likely tokens."""
     options = *model_options(models_dir), "--temperature", "20", "--seed", "1", "--page", "-"
     done = run("explain.py", "low " * 30, *options, "--n_tokens_to_generate", "1")
     facts, arrays = read_page(done.stdout)
@@ -711,11 +867,11 @@ def test_the_token_beyond_the_context_is_among_the_candidates(models_dir):
     assert facts["beyond"][0] not in arrays["best"][-1, :10]
 
 
-# At the limits
+# Limits
 
 
 def test_logits_far_below_the_others_are_in_the_last_bin():
-    """300 tokens, of which 50 are kept; a logit more than 64 below these is in bin 1,023."""
+    """50 of 300 logits are kept; any logit that is more than 64 below these is in bin 1,023."""
     logits = np.linspace(0, -200, 300, dtype=np.float32)
     found = record.next_token(logits, None, {"best": 50, "bins": 16})
     distances = (logits[49] - logits[50:].astype(float)) * 16
@@ -734,7 +890,7 @@ def test_neurons_of_a_thin_mlp_have_their_own_numbers():
     assert arrays["promoting_neurons"].tolist() == sorted(numbers) == list(range(30))
 
 
-def test_parts_that_do_nothing_have_no_length():
+def test_parts_that_add_nothing_have_length_0():
     params = random_params(8)
     params["blocks"][0]["mlp"]["c_proj"]["w"][...] = 0
     for x in params["blocks"][0]["attn"]["c_attn"].values():
@@ -745,7 +901,7 @@ def test_parts_that_do_nothing_have_no_length():
     assert not arrays["qk"][0, 0, 0].any() and arrays["qk"][0, 0, 1].any()
 
 
-def test_the_maps_of_one_block_at_a_time_are_in_memory(tiny_params, monkeypatch):
+def test_attention_patterns_are_in_memory_for_one_block_at_a_time(tiny_params, monkeypatch):
     patterns, record_block = [], record.record_block
 
     def watched(trace, *args):

@@ -20,6 +20,8 @@ from conftest import (
     watch,
 )
 
+import cli
+import gpt2
 import gpt2_pico
 from model_files.directory import save_model
 from utils import load_encoder_hparams_and_params
@@ -118,8 +120,28 @@ def test_every_function_keeps_float32(monkeypatch):
 def test_the_command_prints_what_gpt2_prints(models_dir):
     args = "low and slow", "--n_tokens_to_generate", "20", *model_options(models_dir)
     slow, fast = run("gpt2_pico.py", *args), run("gpt2.py", *args)
-    assert (slow.returncode, slow.stderr) == (0, b"")
+    assert (slow.returncode, fast.stderr) == (0, b"")
     assert slow.stdout == fast.stdout and len(slow.stdout) > 20
+
+
+def test_the_command_says_on_one_line_when_its_text_repeats_itself():
+    model = "--model_size", "shakespeare"
+    loop, other = run("gpt2_pico.py", "To be, or not to", *model), run("gpt2_pico.py", "It", *model)
+    assert loop.stdout.count(b"DUKE OF YORK:\nI am a king, and I am a king.\n") == 2
+    assert loop.stderr.startswith(b"the text repeats itself") and loop.stderr.count(b"\n") == 1
+    assert (other.returncode, other.stderr) == (0, b"") and len(other.stdout) > 40
+
+
+def test_what_the_message_recommends_avoids_the_repetition(capsys):
+    encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    inputs = encoder.encode("To be, or not to")
+    for seed in range(5):
+        cli.warn_of_repetition(
+            [*gpt2.generate(inputs, params, hparams, 40, temperature=0.8, seed=seed)]
+        )
+    assert capsys.readouterr().err == ""
+    cli.warn_of_repetition([*gpt2.generate(inputs, params, hparams, 40)])
+    assert "--temperature 0.8" in capsys.readouterr().err
 
 
 def test_the_command_fails_in_one_line(models_dir, tiny, tmp_path):
@@ -139,7 +161,7 @@ def test_the_command_fails_in_one_line(models_dir, tiny, tmp_path):
     done = run("gpt2_pico.py", "x", "--n_tokens_to_generate", "-1", *model_options(models_dir))
     assert done.returncode == 2 and b"-1 is not at least 0" in done.stderr
     done = run("gpt2_pico.py", "x", *model_options(models_dir, "nosuch"))
-    assert done.returncode == 2 and b"known sizes are 124M" in done.stderr
+    assert done.returncode == 2 and b"give a size (124M" in done.stderr
 
 
 def test_a_copy_of_the_file_alone_needs_numpy_and_nothing_else(tmp_path):

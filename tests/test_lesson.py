@@ -1,4 +1,4 @@
-"""The lesson: what it prints, quotes and draws; its arrays beside transformers'; its notebook."""
+"""The lesson: its outputs, quotes, pictures and notebook, and its arrays beside transformers'."""
 
 import ast
 import json
@@ -36,8 +36,8 @@ Path(sys.argv[1]).write_bytes(pickle.dumps((results, arrays)))
 
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory):
-    """What belongs to each part, and the arrays in the end. On one thread, which has to be said
-    before NumPy is imported: hence a process of its own."""
+    """Return [(part, result), ...] and the final arrays. They are computed in another process,
+    because it takes one thread, and that has to be set before NumPy is imported."""
     out = tmp_path_factory.mktemp("lesson") / "results"
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     environment.pop("GPT2_MODEL", None)
@@ -47,11 +47,11 @@ def lesson(tmp_path_factory):
     return list(zip(PARTS, results, strict=True)), arrays
 
 
-def test_all_that_is_printed_quoted_and_drawn_holds(lesson):
+def test_all_outputs_quotes_and_pictures_are_up_to_date(lesson):
     assert "\n".join(run.faults(LESSON, lesson[0])) == ""
 
 
-def test_steps_are_twenty_and_each_shows_runs_breaks_and_asks():
+def test_there_are_twenty_steps_and_each_has_all_its_parts():
     steps = re.split(r"^## (?=\d)", TEXT, flags=re.MULTILINE)[1:]
     assert [int(step.split()[0]) for step in steps] == [*range(1, 21)]
     for step in steps:
@@ -80,7 +80,7 @@ def test_files_name_the_steps_that_quote_them_or_lead_to_them():
 
 
 def test_the_table_of_contents_leads_to_every_step():
-    """By the names that GitHub gives to headings."""
+    """The links are the names that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M), re.M)
     names = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     targets = re.findall(r"\]\(#([^)]+)\)", TEXT)
@@ -93,7 +93,7 @@ def test_arrays_are_those_of_transformers(lesson, name):
     np.testing.assert_allclose(lesson[1][name], GOLDEN_ARRAYS[name], rtol=0, atol=1e-4)
 
 
-def test_any_number_written_otherwise_is_found(lesson):
+def test_any_wrong_number_is_found(lesson):
     n_numbers = 0
     for part, result in lesson[0]:
         for number in re.finditer(r"\d+(\.\d+)?", part["output"] or ""):
@@ -105,12 +105,18 @@ def test_any_number_written_otherwise_is_found(lesson):
     assert n_numbers > 500
 
 
-def test_decimals_in_the_prose_are_among_what_is_printed():
-    """So a sentence cannot keep a number that the model has left."""
+def test_decimals_in_the_prose_occur_in_the_outputs():
+    """So no sentence can keep a number that the model does not print any more."""
     printed = " ".join(part["output"] or "" for part in PARTS).replace(",", "")
     found = " ".join(printed.split())
     prose = re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE)
-    given = {"154,998", "50,257", "2,200", "0.00001", "0.9"}  # facts and settings
+    given = {
+        "154,998",
+        "50,257",
+        "2,200",
+        "0.00001",
+        "0.9",
+    }  # facts and settings, which nothing prints
     numbers = set(re.findall(r"\d+\.\d+|\d+,\d+", prose)) - given
     assert [x for x in sorted(numbers) if x.replace(",", "") not in found] == []
     assert len(numbers) > 4
@@ -122,7 +128,7 @@ def test_the_model_was_not_trained_on_the_passage(shared):
     assert len(lines) == 35 and not any(line in trained_on for line in lines)
 
 
-def test_a_word_written_otherwise_is_found_and_a_last_digit_is_not():
+def test_a_wrong_word_is_found_and_a_last_digit_may_differ_by_one():
     assert run.differ("True\n", "False\n") and run.differ("", "1\n") and run.differ("1.0\n", "1\n")
     assert run.differ("0.12", "0.123") and run.differ("[1, 2]", "[1, 3]")
     assert run.differ("0.4190", "0.4192") and not run.differ("0.4190", "0.4191")
@@ -130,9 +136,9 @@ def test_a_word_written_otherwise_is_found_and_a_last_digit_is_not():
 
 
 def test_every_line_of_the_model_is_quoted(tmp_path, monkeypatch):
-    """From the first function to the command: write any of them otherwise, and a quote differs."""
+    """Whichever line is changed, from the first function to the command, a quote differs."""
     lines = (ROOT / "gpt2_pico.py").read_text(encoding="utf-8").split("\n")
-    first = next(i for i, line in enumerate(lines) if line.startswith("# Stands between"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("# A smooth max"))
     last = max(i for i, line in enumerate(lines) if line == 'if __name__ == "__main__":')
     quotes = [part for part in PARTS if (part["quote"] or "").startswith("gpt2_pico")]
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -144,18 +150,18 @@ def test_every_line_of_the_model_is_quoted(tmp_path, monkeypatch):
     assert last - first > 60
 
 
-def test_any_plotted_number_written_otherwise_is_found(lesson):
+def test_any_wrong_plotted_number_is_found(lesson):
     plotted, drawn = run.read_plotted(PICTURES), 0
     for part, values in lesson[0]:
         if part["picture"]:
             entry = plotted.pop(part["picture"])["values"]
-            for path in places(entry)[::29]:
+            for path in paths(entry)[::29]:
                 changed = json.loads(json.dumps(entry))
-                place = changed
+                row = changed
                 for i in path[:-1]:
-                    place = place[i]
-                x = place[path[-1]]
-                place[path[-1]] = (
+                    row = row[i]
+                x = row[path[-1]]
+                row[path[-1]] = (
                     x + "x" if isinstance(x, str) else x + 1e-2 if isinstance(x, float) else x + 1
                 )
                 assert not run.near(changed, values), (part["picture"], path)
@@ -163,23 +169,23 @@ def test_any_plotted_number_written_otherwise_is_found(lesson):
     assert plotted == {} and drawn > 200
 
 
-def places(values):
-    """The paths to all numbers and texts in nested lists."""
+def paths(values):
+    """Return the paths to all numbers and texts in nested lists, each a list of indices."""
     if not isinstance(values, list):
         return [[]]
-    return [[i, *path] for i, x in enumerate(values) for path in places(x)]
+    return [[i, *path] for i, x in enumerate(values) for path in paths(x)]
 
 
-def test_a_picture_that_was_not_drawn_so_is_found(tmp_path):
+def test_a_picture_that_is_missing_or_out_of_date_or_was_changed_is_found(tmp_path):
     for path in PICTURES / "best.svg", PICTURES / "plotted.json":
         (tmp_path / path.name).write_bytes(path.read_bytes())
     values = run.read_plotted(PICTURES)["best"]["values"]
     assert run.picture_fault(tmp_path, "best", values) == ""
-    assert "no picture heads" in run.picture_fault(tmp_path, "heads", values)
-    assert "best shows" in run.picture_fault(tmp_path, "best", [values[0], values[1][1:]])
+    assert "the picture heads is missing" in run.picture_fault(tmp_path, "heads", values)
+    assert "drawn in best.svg:\n" in run.picture_fault(tmp_path, "best", [values[0], values[1][1:]])
     svg = (tmp_path / "best.svg").read_text(encoding="utf-8")
     (tmp_path / "best.svg").write_text(svg.replace("L 1", "L 2", 1), encoding="utf-8")
-    assert "not what was drawn" in run.picture_fault(tmp_path, "best", values)
+    assert "best.svg was changed after it was drawn" in run.picture_fault(tmp_path, "best", values)
 
 
 def test_pictures_are_small_readable_on_a_dark_page_and_say_what_they_show():
@@ -196,8 +202,8 @@ def test_pictures_are_small_readable_on_a_dark_page_and_say_what_they_show():
             )
 
 
-def test_writing_puts_in_what_is_printed_quoted_and_drawn(tmp_path):
-    """A page with nothing below its fences, as someone writes it; then it holds."""
+def test_writing_puts_outputs_quotes_and_pictures_into_the_page(tmp_path):
+    """A new page has nothing below its fences. After --write, everything matches."""
     page = tmp_path / "page.md"
     empty = "<!-- quote gpt2_pico.linear -->\n```python\n```\n"
     page.write_text(
@@ -218,10 +224,10 @@ def test_writing_puts_in_what_is_printed_quoted_and_drawn(tmp_path):
     assert "return x @ w + b\n```\n" in text and "x.pop()\n```\n\nend\n" in text
     assert (tmp_path / "pictures" / "best.svg").exists()
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, f"{page}: all holds\n")
+    assert (done.returncode, done.stderr) == (0, f"{page}: everything matches\n")
     page.write_text(text.replace("[0.5, 2]\n```", "[0.7, 2]\n```"), encoding="utf-8")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and f"{page}:3: written\n[0.7, 2]\nprinted" in done.stderr
+    assert done.returncode == 1 and f"{page}:3: in the file:\n[0.7, 2]\nprinted:\n" in done.stderr
 
 
 def lesson_run(*args):
@@ -238,7 +244,7 @@ def lesson_run(*args):
         (["bytes"], 1, "{}bytes: not UTF-8"),
         (["good.md", "--notebook", ""], 2, " is not a file in a directory that exists"),
         (["good.md", "--notebook", "none/x"], 2, "none/x is not a file in a directory that exists"),
-        (["good.md", "--notebook", "good.md"], 2, "--notebook takes one file, and writes another"),
+        (["good.md", "--notebook", "good.md"], 2, "--notebook takes one file and writes another"),
         (["good.md", "good.md", "--notebook", "x"], 2, "--notebook takes one file"),
         (["good.md", "--write", "--notebook", "x"], 2, "--notebook takes one file"),
         (["error.md"], 1, "{}error.md:5: NameError: name 'y' is not defined"),
@@ -247,7 +253,7 @@ def lesson_run(*args):
         (["picture.md", "--write"], 1, "the picture nothing cannot be drawn"),
     ],
 )
-def test_what_goes_wrong_is_one_line(args, status, message, tmp_path):
+def test_an_error_is_one_line(args, status, message, tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff")
     for name, text in {
         "good": "```python\nprint(1)\n```\n",
@@ -268,7 +274,7 @@ def test_what_goes_wrong_is_one_line(args, status, message, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes and symbolic links")
-def test_a_file_is_replaced_when_it_is_whole_and_keeps_its_mode(tmp_path):
+def test_a_file_is_replaced_as_a_whole_and_keeps_its_mode(tmp_path):
     page, book = tmp_path / "page.md", tmp_path / "book.ipynb"
     page.write_text("```python\nprint(1)\n```\n")
     book.write_text("old")
@@ -287,7 +293,7 @@ def test_a_file_is_replaced_when_it_is_whole_and_keeps_its_mode(tmp_path):
 
 
 def test_any_other_model_can_be_shown(models_dir):
-    """A tiny one: other sizes everywhere, a context of 32. Nothing is compared, nothing written."""
+    """A tiny model: all sizes differ, and the context is 32. Nothing is compared or written."""
     environment = {
         **os.environ,
         "GPT2_MODEL": str(models_dir / "tiny"),
@@ -429,7 +435,9 @@ def test_curves_belong_to_the_names_beside_them(draw):
     (axes,), (ranks, curves) = draw("temperatures")
     names = [f"temperature {t}" for t in (0.5, 1, 2)]
     assert curves_of(axes) == {name: (ranks, curve) for name, curve in zip(names, curves)}
-    assert curves[0][0] > curves[1][0] > curves[2][0]  # a low temperature favours the first
+    assert (
+        curves[0][0] > curves[1][0] > curves[2][0]
+    )  # a low temperature favours the likeliest token
     assert (axes.get_xscale(), axes.get_ylim()) == ("log", (0, 1))
 
     (axes,), (seen, losses) = draw("context")
@@ -496,11 +504,12 @@ def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
     blocks = enumerate(maps)
     assert found == {f"block {i}, head {j}": x for i, row in blocks for j, x in enumerate(row)}
     (*axes, _), _ = draw("heads", [[[[0.5, 0.5], [0.4, 0.6]]]], ["a", "b"])
-    assert axes[0].get_images()[0].get_clim() == (0, 1)  # whatever is in it
+    assert axes[0].get_images()[0].get_clim() == (0, 1)  # whatever the values are
     assert names_of(axes[0].yaxis) == names_of(axes[-1].xaxis) == ["a", "b"]
 
     (axes, _), (best, p, tokens) = draw("lens")
-    assert map_of(axes) == p and not axes.yaxis_inverted()  # the last block on top
+    assert map_of(axes) == p and axes.yaxis_inverted()  # the embedding on top
+    assert axes.xaxis.get_label_position() == axes.xaxis.get_ticks_position() == "top"
     words = {(j, i): word for i, row in enumerate(best) for j, word in enumerate(spelled(row))}
     assert texts_of(axes) == words
     assert names_of(axes.yaxis) == [f"after {i} blocks" for i in range(len(p))]
@@ -527,7 +536,7 @@ def test_the_same_values_give_the_same_picture(draw):
     assert pictures.best(["a", " b"], [60.0, 41.0]) != once
 
 
-# What a reader is told
+# Messages
 
 
 def test_an_error_names_the_line_of_the_page():
@@ -536,20 +545,22 @@ def test_an_error_names_the_line_of_the_page():
         list(run.run(text, "page.md", {}))
 
 
-def test_faults_of_all_files_are_told(tmp_path):
+def test_faults_of_all_files_are_printed(tmp_path):
     pages = [tmp_path / f"{name}.md" for name in ("wrong", "right", "other")]
     for page, printed in zip(pages, ("7", "2", "9")):
         page.write_text(f"```python\nprint(1 + 1)\n```\n\n```\n{printed}\n```\n")
     command = [sys.executable, str(ROOT / "lesson" / "run.py"), *map(str, pages)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"{pages[0]}:1: written\n7" in done.stderr and f"{pages[2]}:1: " in done.stderr
+    for page, printed in (pages[0], "7"), (pages[2], "9"):
+        assert done.stderr.count(f"{page}:1: in the file:\n{printed}\n") == 1
+    assert f"{pages[1]}: everything matches\n" in done.stderr
     done = subprocess.run(command[:-1], capture_output=True, text=True)
-    assert done.returncode == 1  # though the last one holds
+    assert done.returncode == 1  # although the last file matches
 
 
 def test_writing_leaves_last_digits_as_they_are(tmp_path):
-    """Processors round differently, and a page need not change with each of them."""
+    """Processors round differently. A page does not have to change with each of them."""
     page = tmp_path / "page.md"
     text = "```python\nprint(0.4191, 'a')\n```\n\n```\n0.4190 a\n```\n"
     command = [sys.executable, str(ROOT / "lesson" / "run.py"), str(page), "--write"]

@@ -1,4 +1,4 @@
-"""The faults that mutants.py would put in: their lines exist, and so do the tests to catch them."""
+"""For each fault that mutants.py puts in, the line of the source and the files of tests exist."""
 
 from conftest import ROOT
 from mutants import put_in, read
@@ -12,8 +12,8 @@ def test_each_fault_can_be_put_in():
         if put_in((ROOT / file).read_text(encoding="utf-8"), edits) is None
     ]
     assert faults and not missing
-    named = {name for _, tests, *_ in faults for name in tests if name.endswith(".py")}
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+    test_files = {name for _, tests, *_ in faults for name in tests if name.endswith(".py")}
+    assert [name for name in test_files if not (ROOT / name).is_file()] == []
 
 
 def test_a_fault_replaces_whole_lines():

@@ -1,4 +1,4 @@
-"""Odd model directories load with transformers' ids, logits and ends, or are refused by name."""
+"""Odd model directories give the same ids and tokens as in transformers, or are refused by name."""
 
 import json
 
@@ -17,43 +17,43 @@ LOADS = [name for name, odd in CASES.items() if not odd.refused]
 
 @pytest.fixture(scope="module")
 def golden():
-    found = json.loads((GOLDEN / "odd_models.json").read_text(encoding="utf-8"))
+    golden = json.loads((GOLDEN / "odd_models.json").read_text(encoding="utf-8"))
     with np.load(GOLDEN / "odd_models.npz") as file:
-        found["logits"] = dict(zip(found["cases"], file["logits"], strict=True))
-    return found
+        golden["logits"] = dict(zip(golden["cases"], file["logits"], strict=True))
+    return golden
 
 
 def load(directory):
     return load_encoder_hparams_and_params(str(directory), ".")
 
 
-def test_every_directory_that_loads_has_been_opened_by_transformers(golden):
+def test_transformers_has_opened_every_directory_that_loads(golden):
     assert [*golden["cases"]] == LOADS and len(CASES) > 150
 
 
 @pytest.mark.parametrize("name", LOADS)
-def test_loads_as_in_transformers(name, golden, tmp_path):
+def test_a_directory_loads_as_in_transformers(name, golden, tmp_path):
     build(CASES[name], tmp_path / "odd")
     encoder, hparams, params = load(tmp_path / "odd")
     case = golden["cases"][name]
-    tokens, shown = golden["kinds"][case["tokens"]]
-    for text, ids, decoded in zip(TEXTS, tokens, shown, strict=True):
+    tokens, texts = golden["kinds"][case["tokens"]]
+    for text, ids, decoded in zip(TEXTS, tokens, texts, strict=True):
         assert encoder.encode(text) == ids, text
-        decoded = decoded or text * (decoded == 0)
-        assert encoder.decode(ids) == "".join(encoder.decode_stream(ids)) == decoded
+        expected = text if decoded == 0 else decoded
+        assert encoder.decode(ids) == "".join(encoder.decode_stream(ids)) == expected
     assert encoder.eot not in encoder.encode("a<|endoftext|> <|endoftext|>")
     logits = gpt2(INPUT, **params, hparams=hparams)[-1]
     logits = logits[:: len(logits) // 20][:20]
     np.testing.assert_allclose(logits, golden["logits"][name], rtol=1e-4, atol=1e-4)
     assert list(generate(INPUT, params, hparams, N_TOKENS)) == case["greedy"]
     save_model(tmp_path / "saved", hparams, params, encoder.vocabulary)
-    found = load(tmp_path / "saved")
-    vocabulary = encoder.vocabulary._replace(source=found[0].vocabulary.source)
-    assert found[0].vocabulary == vocabulary and found[1] == hparams
+    saved_encoder, saved_hparams, _ = load(tmp_path / "saved")
+    vocabulary = encoder.vocabulary._replace(source=saved_encoder.vocabulary.source)
+    assert saved_encoder.vocabulary == vocabulary and saved_hparams == hparams
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LOADS])
-def test_is_refused_in_one_line(name, tmp_path):
+def test_a_directory_is_refused_in_one_line(name, tmp_path):
     build(CASES[name], tmp_path / "odd")
     with pytest.raises((ValueError, OSError), match=CASES[name].refused) as error:
         load(tmp_path / "odd")

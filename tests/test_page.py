@@ -1,4 +1,4 @@
-"""The page of explain.py in a real browser: its numbers, pictures, controls, and no requests.
+"""Tests of the page of explain.py in a real browser: numbers, pictures, controls, no requests.
 
 Needs playwright and axe-playwright-python (requirements-dev.txt) and a Chromium: see find_browser.
 """
@@ -36,7 +36,7 @@ NASTY = [
 
 
 def find_browser(chromium):
-    """Start chromium or google-chrome of the system, or playwright's own."""
+    """Start the system's chromium or google-chrome, or the browser that playwright installed."""
     names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
     paths = [path for name in names if (path := shutil.which(name))]
     choices = [*({"executable_path": path} for path in paths), {}, {"channel": "chrome"}]
@@ -93,13 +93,13 @@ def truth(shipped, golden):
 
 @pytest.fixture(scope="module")
 def drawn_path(make_page):
-    """A prompt and a sampled continuation."""
+    """Return the path of a page with a prompt and a sampled continuation."""
     return make_page("To be, or not to", *SHIPPED, "--n_tokens_to_generate", "12", "--seed", "4")
 
 
 @pytest.fixture
 def visit(browser):
-    """Return a function that opens a page offline. At the end nothing may have gone wrong."""
+    """Return a function that opens a page offline. Errors and requests make the test fail."""
     contexts, troubles, requests, loads = [], [], [], []
 
     def visit(path, hash="", **options):
@@ -122,23 +122,22 @@ def visit(browser):
 
 
 def array(page, name):
-    """Return an array that the page holds."""
+    """Return an array of the page."""
     values, shape = page.evaluate(f"[Array.from(arrays.{name}.values), arrays.{name}.shape]")
     return np.array(values).reshape(shape)
 
 
-# Its numbers
+# Numbers
 
 
-def test_it_makes_no_requests_and_may_not(visit, golden_path):
+def test_the_page_makes_no_requests_and_forbids_them(visit, golden_path):
     page = visit(golden_path)
     text = golden_path.read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "://" not in text
     assert page.title().endswith("GPT-2 explained") and not page.locator("#lack").count()
 
 
-def test_another_script_or_a_request_would_be_refused(browser, golden_path, tmp_path):
-    """The page's policy does what it says."""
+def test_the_policy_of_the_page_refuses_other_scripts_and_requests(browser, golden_path, tmp_path):
     path = tmp_path / "page.html"
     text = golden_path.read_text(encoding="utf-8")
     more = "<script>window.foreign = 1</script><img src='https://localhost/x.png'></body>"
@@ -152,7 +151,7 @@ def test_another_script_or_a_request_would_be_refused(browser, golden_path, tmp_
     page.close()
 
 
-def test_attention_is_that_of_transformers(visit, golden_path, golden):
+def test_attention_agrees_with_transformers(visit, golden_path, golden):
     page = visit(golden_path)
     n_layer, n_head, n, _ = golden["weights"].shape
     found = np.zeros_like(golden["weights"])
@@ -168,7 +167,7 @@ def test_attention_is_that_of_transformers(visit, golden_path, golden):
     np.testing.assert_allclose(found, golden["weights"], rtol=0, atol=0.004)
 
 
-def test_the_lens_is_that_of_transformers(visit, golden_path, golden):
+def test_the_lens_agrees_with_transformers(visit, golden_path, golden):
     page = visit(golden_path)
     assert np.mean(array(page, "lens_ids")[..., 0] == golden["lens_ids"][..., 0]) > 0.999
     p = (array(page, "lens_p")[..., 0] / 65535) ** 2
@@ -185,7 +184,7 @@ def test_contributions_add_up_to_the_logit_of_transformers(visit, golden_path, g
         assert abs(candidate["logit"] - golden["logits"][candidate["id"]]) < 1e-4
 
 
-def test_ablation_is_a_pass_of_transformers_without_that_part(visit, golden_path, golden):
+def test_ablation_agrees_with_transformers_without_that_part(visit, golden_path, golden):
     page = visit(golden_path)
     found = np.array(page.evaluate("range(n).map(i => ablationOf(i, 0))")).T
     np.testing.assert_allclose(found, golden["knocked"], rtol=0, atol=1e-4)
@@ -223,7 +222,7 @@ def test_sliders_give_the_probabilities_of_gpt2(at_the_prompt, visit, drawn_path
         found = page.evaluate(f"probabilities(distributionAt({i}), {json.dumps(options)})")
         p = gpt2.probabilities(logits, **options)
         named = {x["id"]: x["p"] for x in found if x["id"] is not None}
-        # behind the prompt all logits are there; elsewhere a limit may cut a bin in two
+        # At the end of the prompt the page has all logits. Elsewhere a limit may cut a bin in two.
         error = max(abs(x - p[id_]) for id_, x in named.items())
         assert error < (1e-4 if at_the_prompt else 2e-3), options
         rest = sum(x["p"] * x["kept"] for x in found if x["id"] is None)
@@ -233,7 +232,7 @@ def test_sliders_give_the_probabilities_of_gpt2(at_the_prompt, visit, drawn_path
             assert sum(x["kept"] for x in found) == np.count_nonzero(p)
 
 
-def test_the_lesson_is_linked_where_the_project_has_an_address(
+def test_the_page_links_to_the_lesson_if_the_project_has_an_address(
     tmp_path, monkeypatch, visit, models_dir
 ):
     path = tmp_path / "page.html"
@@ -270,7 +269,7 @@ def test_moving_a_slider_changes_what_is_listed(visit, drawn_path, shipped):
     assert page.locator("#drawn").inner_text().startswith("Drawn: ")
     page.locator("#temperature").fill("0")
     assert page.locator("#choices tbody tr").count() == 1
-    page.locator("#top_k").fill("50")  # half the way to 2048 tokens, in powers of one number
+    page.locator("#top_k").fill("50")  # the middle of a logarithmic scale up to 2048 tokens
     assert page.evaluate("[state.top_k, +$('top_k').value]") == [45, 50]
 
 
@@ -281,10 +280,10 @@ SETTINGS = ["--temperature", "0.8", "--top_k", "50", "--seed", "3"], ["--repetit
 def test_the_continuation_is_that_of_the_command(options, visit, make_page, shipped):
     args = ["ROMEO:", *SHIPPED, "--n_tokens_to_generate", "20", *options]
     page = visit(make_page(*args))
-    how = "the most likely token each time"
+    how = "always the most likely one"
     if "--seed" in options:
-        how = "draws at temperature 0.8, seed 3"
-    assert f"20 of continuation ({how})." in page.locator("#about").inner_text()
+        how = "drawn at temperature 0.8 with seed 3"
+    assert f"continued it with 20 ({how})." in page.locator("#about").inner_text()
     printed = json.loads(run("gpt2.py", *args, "--json").stdout)
     n_prompt = page.evaluate("facts.n_prompt")
     assert page.evaluate("ids")[n_prompt:] == printed["ids"]
@@ -294,7 +293,7 @@ def test_the_continuation_is_that_of_the_command(options, visit, make_page, ship
         exact = gpt2.penalize(gpt2.gpt2(ids, **params, hparams=hparams)[-1], ids, 1.3)
         found = page.evaluate("distributionAt(facts.n_prompt - 1)")
         np.testing.assert_allclose([x["logit"] for x in found], -np.sort(-exact), atol=1e-4)
-    # What was chosen is among what the sliders leave, where they stand as the command had them.
+    # With the sliders at the command's settings, the chosen tokens can be drawn.
     found = page.evaluate(
         "ids.slice(facts.n_prompt).map((id, i) => probabilities("
         "distributionAt(facts.n_prompt - 1 + i), state).findIndex(x => x.id === id && x.p > 0))"
@@ -303,18 +302,18 @@ def test_the_continuation_is_that_of_the_command(options, visit, make_page, ship
     assert "--seed" in options or max(found) == 0
 
 
-# Its pictures
+# Pictures
 
 
 def map_geometry(page):
-    """Return where the large map begins, behind the names of the tokens, and the side of a cell."""
+    """Return where the cells of the large map begin, and the side of a cell."""
     width, n = page.evaluate("[$('map').width, n]")
     left = 90 if (width - 90) % n == 0 else 0
     return left, (width - left) / n
 
 
 def cell(page, id_, part, n_columns=5):
-    """Return the middle of a cell of the wall or of a grid: cells of 5 columns, row by row."""
+    """Return the middle of a cell of the wall or of a grid. Cells count row by row."""
     width, margin = page.evaluate("id => [$(id).width, MARGIN]", id_)
     side = (width - margin) / n_columns
     row, column = divmod(part, n_columns)
@@ -334,13 +333,13 @@ def test_pixels_have_the_colour_of_their_value(scheme, visit, golden_path, golde
     left, side = map_geometry(page)
     rng = np.random.default_rng(0)
     for i, j in rng.integers(0, n, size=(60, 2)).tolist():
-        if i == n - 1:  # the selected row has frames
+        if i == n - 1:  # the selected row has frames on its cells
             continue
         byte = round(255 * golden["weights"][4, 3, i, j] ** 0.5)
         found = pixel(page, "map", left + (j + 0.5) * side, left + (i + 0.5) * side)
         near = colours[max(0, byte - 1) : byte + 2]
         assert found in near.tolist(), (i, j)
-    # the wall: a head's map is there at its place, smaller
+    # The wall has a smaller map of this head in its row and column.
     side, margin = page.evaluate("[wall.side, MARGIN]")
     picture = [pixel(page, "wall", margin + side * 3 + 2, margin + side * 4 + 2)]
     assert picture[0] == colours[255].tolist()  # the first token can only look at itself
@@ -387,7 +386,7 @@ def test_what_a_token_looks_at_most_is_listed(carried, visit, golden_path, truth
 
 @pytest.mark.parametrize("i", [28, 3])
 def test_columns_are_as_high_as_their_numbers(i, visit, golden_path, truth):
-    """Up if they are positive, and down if not, on a scale from the lowest to the highest."""
+    """Positive numbers go up, negative ones down, on a scale from the lowest to the highest."""
     page = visit(golden_path, f"#token={i}&layer=2&head=1&key=1")
     streams = np.stack(truth.streams)[:, i]
     products = page.evaluate("productsOf(2, 1, state.token, 1).map(x => x.product)")
@@ -410,7 +409,7 @@ def test_columns_are_as_high_as_their_numbers(i, visit, golden_path, truth):
 
 
 def test_the_products_are_of_query_and_key(visit, golden_path, shipped, golden):
-    """The two of the pair that is selected, not those of another or of each other."""
+    """The query belongs to the token that looks, and the key to the one that it looks at."""
     page = visit(golden_path)
     _, hparams, params = shipped
     block = list(record.run_with_trace(golden["ids"], params, hparams))[3]
@@ -433,7 +432,9 @@ def test_carried_weights_are_weighted_by_what_the_head_writes(visit, golden_path
 
 def rows_of(page, selector):
     """Return the texts of a table's cells, row by row."""
-    page.locator(f"{selector} tbody tr").first.wait_for()  # it is filled after a click
+    page.locator(
+        f"{selector} tbody tr"
+    ).first.wait_for()  # a table is filled after the click that opens it
     rows = page.locator(f"{selector} tbody tr").all()
     return [row.locator("td").all_inner_texts() for row in rows]
 
@@ -469,7 +470,7 @@ def test_the_tables_of_the_stream_hold_its_lengths_and_neurons(visit, golden_pat
         assert row[3].split() == tokens
 
 
-def test_what_may_follow_has_rank_probability_and_what_came(visit, drawn_path, shipped):
+def test_candidates_have_a_rank_a_probability_and_a_mark_if_they_follow(visit, drawn_path, shipped):
     _, hparams, params = shipped
     page = visit(drawn_path, "#token=2")
     ids = page.evaluate("ids")
@@ -509,6 +510,7 @@ def test_the_lens_shows_the_best_tokens_and_since_when(visit, golden_path, golde
         for id_, text in zip(np.argsort(-p)[:5], row[1:]):
             assert text.startswith(page.evaluate(f"nameOf({id_})"))
             assert abs(number(text.split(" ")[-2]) - 100 * p[id_]) < 0.06
+    assert page.locator("#lens-grid tbody th").all_inner_texts() == names  # the embedding on top
     column = page.locator("#lens-grid tbody tr td.selected")
     for x, shown, title in zip(
         truth.streams,
@@ -521,7 +523,7 @@ def test_the_lens_shows_the_best_tokens_and_since_when(visit, golden_path, golde
 
 
 def test_why_compares_with_what_is_selected(visit, golden_path, truth, golden):
-    """With the mean of all tokens, with nothing, and with another candidate."""
+    """The comparison is with the mean of all tokens, with nothing, or with another candidate."""
     i = 20
     logits = truth.logits(truth.streams[-1])[i]
     for versus, reference in (0, None), (1, 0.0), (4, 2):
@@ -532,19 +534,19 @@ def test_why_compares_with_what_is_selected(visit, golden_path, truth, golden):
             expected -= logits[ids[reference]]
         rows = rows_of(page, "#attribution-list")
         assert abs(number(rows[-1][1]) - expected) < 0.006
-        assert rows[-1][0] == ("the logit" if versus == 1 else "together")
+        assert rows[-1][0] == ("the logit" if versus == 1 else "sum")
         assert abs(sum(number(row[1]) for row in rows[:-1]) - expected) < 0.06
 
 
 def bars_of(page, selector):
-    """Return (class, where a bar begins, how long it is) of each bar of a table, in percent."""
+    """Return (class, start, length) of each bar of a table, the last two in percent."""
     script = """all => all.map(x => [
         x.className, parseFloat(x.style.marginLeft), parseFloat(x.style.width)])"""
     return page.locator(f"{selector} .bar div").evaluate_all(script)
 
 
 def check_bars(bars, values):
-    """Bars of positive values begin in the middle and go to the right, the others end there."""
+    """Check that bars start in the middle for positive values and end there for negative ones."""
     longest = max(map(abs, values))
     for (name, start, width), x in zip(bars, values):
         assert name == ("negative" if x < 0 else "positive")
@@ -573,7 +575,7 @@ def test_a_part_that_helps_is_orange_when_it_is_ablated(visit, golden_path, gold
     expected = [p, *golden["knocked"][order, i]]
     np.testing.assert_allclose(shown, 100 * np.array(expected), rtol=0, atol=0.06)
     names = page.evaluate("ablatedNames()")
-    assert [row[0] for row in rows] == ["nothing", *(names[part] for part in order)]
+    assert [row[0] for row in rows] == ["none", *(names[part] for part in order)]
     check_bars(bars_of(page, "#ablation-list"), changes[order])
     for part in order[:6].tolist():
         red, _, blue = pixel(page, "ablation-map", *cell(page, "ablation-map", part))
@@ -599,11 +601,11 @@ def test_bars_under_the_tokens_show_the_selected_heads_attention(visit, golden_p
     np.testing.assert_allclose(widths, 100 * pattern / pattern.max(), rtol=0, atol=1.5)
 
 
-# Its controls
+# Controls
 
 
 def click(page, id_, x, y):
-    """Click on a canvas, at a place in its own pixels, with the mouse."""
+    """Click on a canvas with the mouse. x, y: in its own pixels."""
     script = """([id, y]) => {
         scrollBy(0, $(id).getBoundingClientRect().top + y - innerHeight / 2);
         const {left, top} = $(id).getBoundingClientRect();
@@ -631,11 +633,11 @@ def test_a_click_on_a_cell_selects_its_block_and_head(visit, golden_path):
         if n_columns == 5:  # an MLP is not a head
             click(page, id_, *cell(page, id_, 3 * 5 + 4))
             assert page.evaluate("[state.layer, state.head]") == [3, 2], id_
-    assert page.locator("#map-title").inner_text() == "Block 3, head 2"
+    assert page.locator("#map-title").inner_text() == "Attention pattern of block 3, head 2"
 
 
 def test_a_click_in_the_lens_selects_that_block_and_token(visit, golden_path):
-    page = visit(golden_path, "#token=0")  # so the first column is the first token
+    page = visit(golden_path, "#token=0")  # so that the first column is the first token
     rows = page.locator("#lens-grid tbody tr")
     for row, column, layer in (5, 3, 2), (12, 1, 5), (1, 2, 0):
         name = rows.nth(row).locator("th").inner_text()
@@ -668,7 +670,7 @@ def test_another_address_shows_another_view(visit, golden_path):
     assert page.evaluate("[state.layer, state.head, state.candidate]") == [2, 1, 0]
     assert page.evaluate("[state.temperature, state.carried]") == [1, False]
     assert "position 3" in page.locator("#chosen").inner_text()
-    assert page.locator("#map-title").inner_text() == "Block 2, head 1"
+    assert page.locator("#map-title").inner_text() == "Attention pattern of block 2, head 1"
     assert page.locator("#tokens [aria-selected=true]").get_attribute("id") == "token-3"
     page.evaluate("location.hash = '#token=7&key=12'")  # a token cannot look at a later one
     page.wait_for_function("state.token === 7")
@@ -740,7 +742,7 @@ def test_the_continuation_plays_to_its_end(visit, drawn_path):
     assert page.locator("#play").inner_text() == "Play"
 
 
-def test_where_motion_is_unwelcome_play_takes_one_step(visit, drawn_path):
+def test_with_reduced_motion_play_takes_one_step(visit, drawn_path):
     page = visit(drawn_path, reduced_motion="reduce")
     page.clock.install()
     page.keyboard.press("p")
@@ -768,12 +770,12 @@ def test_the_address_brings_the_view_back(visit, drawn_path):
 @pytest.mark.parametrize(
     "hash_", ["#token=999&layer=-3&head=x&key=1e9", "#%", "#top_k=0&nonsense=1&&="]
 )
-def test_a_damaged_address_is_no_trouble(hash_, visit, drawn_path):
+def test_a_damaged_address_does_no_harm(hash_, visit, drawn_path):
     page = visit(drawn_path, hash_)
     assert page.locator("#rivals tbody tr").count() == 10
 
 
-# Who reads it
+# Readers, prompts and models of all kinds
 
 
 @pytest.mark.parametrize("width", [375, 768, 1280])
@@ -809,7 +811,7 @@ def test_half_a_character_is_shown_as_bytes(visit, make_page):
     assert "".join(chips).replace("⟩⟨", " ") == "⟨E2 98 83⟩"
 
 
-def test_a_token_may_have_more_bytes_than_16_bits_can_count(tmp_path, visit, make_page):
+def test_a_token_may_have_more_than_65535_bytes(tmp_path, visit, make_page):
     vocabulary = learn_bpe([], 257).vocabulary
     vocabulary.ids["é" * 70_000] = 257
     hparams = {**LETTERS, "n_vocab": 258}
@@ -823,7 +825,7 @@ def test_a_token_may_have_more_bytes_than_16_bits_can_count(tmp_path, visit, mak
 def test_a_model_it_has_never_seen_and_the_end_of_its_context(
     n_words, n_more, models_dir, tiny, visit, make_page
 ):
-    """2 blocks, 2 heads of 8, 260 tokens, a context of 32: the window, and what is beyond it."""
+    """Its context has 32 tokens, and some prompts and continuations are longer."""
     text = "low " * n_words
     options = *model_options(models_dir), "--temperature", "1", "--seed", "1"
     page = visit(make_page(text, *options, "--n_tokens_to_generate", n_more))
@@ -832,12 +834,11 @@ def test_a_model_it_has_never_seen_and_the_end_of_its_context(
     assert page.evaluate("n") == min(32, n_prompt + n_more)
     assert page.evaluate("facts.beyond.length") == n_beyond
     assert page.locator(".chip.beyond").count() == n_beyond
-    assert ("with a window that had moved on" in page.locator("#notes").inner_text()) == (
-        n_beyond > 0
-    )
+    notes = page.locator("#notes").inner_text()
+    assert ("after its window had moved on" in notes) == (n_beyond > 0)
     n_cut = max(0, len(tiny[0].encode(text)) - 32)
-    assert (f"its first {n_cut} tokens" in page.locator("#notes").inner_text()) == (n_cut > 0)
-    if n_beyond:  # what the last token was followed by is still said
+    assert (f"its first {n_cut} tokens" in notes) == (n_cut > 0)
+    if n_beyond:  # the page still says which token followed the last one
         page.keyboard.press("End")
         assert "was chosen" in page.locator("#rivals tr.next").inner_text()
     assert page.locator("#wall").evaluate("x => x.width") > 0
@@ -871,7 +872,7 @@ def test_odd_shapes(shape, tmp_path, visit, make_page):
 
 
 def test_the_page_says_what_it_leaves_out_and_the_rest_holds(tmp_path, monkeypatch, visit, shipped):
-    """The limits of a long text, met by a short one."""
+    """Lower the limits until a short text exceeds them."""
     encoder, hparams, params = shipped
     for name, limit in {
         "MAX_PATTERN": 3000,
@@ -894,21 +895,21 @@ def test_the_page_says_what_it_leaves_out_and_the_rest_holds(tmp_path, monkeypat
     path.write_bytes(data.build_page(facts, arrays, encoder))
     page = visit(path, "#token=12")
     assert page.locator("#left-out li").all_inner_texts() == [
-        "the lens after whole blocks, not half blocks",
-        "the lens for positions 8 to 17 only, of 20",
-        "of each token's attention the 4 largest weights",
-        "attention for positions 8 to 17 only, of 20",
-        "queries and keys for positions 8 to 14 only, of 20",
-        "of each distribution the 60 best tokens one by one",
-        "of each block and token the 3 strongest neurons",
-        "shares and knock-outs for positions 8 to 12 only, of 20",
-        "knock-outs of whole layers: of single heads they take longer than a minute",
+        "the logit lens after whole blocks, not after half blocks",
+        "the logit lens for positions 8 to 17 only, out of 20",
+        "the 4 largest attention weights of each token in each head",
+        "attention for positions 8 to 17 only, out of 20",
+        "queries and keys for positions 8 to 14 only, out of 20",
+        "the exact logits of the 60 most likely tokens at each position",
+        "the 3 strongest neurons for each token in each block",
+        "direct logit attribution and ablation for positions 8 to 12 only, out of 20",
+        "ablation of whole attention layers and MLPs: for single heads it takes more than a minute",
     ]
     note = page.evaluate("facts.fits.lens[1] = 20, notesOnLimits()[1]")
-    assert note == "the lens for positions 8 to 19 only, of 20"
+    assert note == "the logit lens for positions 8 to 19 only, out of 20"
     page.evaluate("facts.fits.lens[1] = 18")
     exact = Pass(ids, params, hparams)
-    i = 12  # elsewhere than at the prompt's end: best tokens and coarse bins
+    i = 12  # not the end of the prompt, so the page has the best tokens and coarse bins
     p = gpt2.probabilities(exact.logits(exact.streams[-1])[i], temperature=0.9)
     options = {"temperature": 0.9, "top_k": None, "top_p": 1, "min_p": 0}
     found = page.evaluate(f"probabilities(distributionAt({i}), {json.dumps(options)})")
@@ -943,15 +944,15 @@ def test_the_page_says_what_it_leaves_out_and_the_rest_holds(tmp_path, monkeypat
     page.locator("#token-8").click()
     page.locator("#lens-grid tbody tr").nth(3).locator("td").first.click()
     assert page.evaluate("[state.layer, state.token]") == [2, 8]
-    assert "not worked out for this one" in page.locator("#neurons").inner_text()
+    assert "not computed for this neuron" in page.locator("#neurons").inner_text()
     for i in 0, 8, 19:
         page.locator(f"#token-{i}").click()
         assert page.locator("main").inner_text()
     text = page.locator("main").inner_text()
-    assert "are kept for positions" in text and "Go to position" in text
+    assert "contains queries and keys for positions" in text and "Go to position" in text
 
 
-def test_a_browser_without_a_part_is_told(browser, drawn_path):
+def test_the_page_says_what_a_browser_lacks(browser, drawn_path):
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
     page.goto(drawn_path.as_uri())
@@ -964,7 +965,7 @@ def test_a_browser_without_a_part_is_told(browser, drawn_path):
     context.close()
 
 
-# What is on the page after a change is what a new page shows
+# After a change, the page shows what a new page shows
 
 
 PANELS = """() => [
@@ -977,10 +978,10 @@ PANELS = """() => [
 
 
 def check_panels(page, other):
-    """Wait until a page shows the same as another one, which has just been opened, and check it."""
+    """Wait until a page shows the same as another one that has just been opened, and compare."""
     for one in page, other:
         one.evaluate("document.querySelectorAll('main details').forEach(x => { x.open = true; })")
-    other.wait_for_timeout(200)  # a table is filled when it has been opened
+    other.wait_for_timeout(200)  # a table is filled after it has been opened
     expected = other.evaluate(PANELS)
     for _ in range(50):
         if page.evaluate(PANELS) == expected:
@@ -1020,7 +1021,7 @@ def test_all_panels_follow_the_colours_of_the_system(visit, drawn_path):
     check_panels(page, visit(drawn_path, color_scheme="dark"))
 
 
-def test_pictures_are_sharp_where_a_pixel_of_the_page_is_four_of_the_screen(visit, golden_path):
+def test_pictures_are_sharp_on_a_screen_of_high_resolution(visit, golden_path):
     page, plain = visit(golden_path, device_scale_factor=2), visit(golden_path)
     script = "[...document.querySelectorAll('main canvas')].map(x => [x.id, x.width, x.height])"
     sizes = plain.evaluate(script)
@@ -1046,7 +1047,7 @@ def test_buttons_do_what_they_say(visit, drawn_path):
     for button, token in ("forward", 10), ("back", 9), ("first", 5), ("back", 4), ("play", 5):
         page.locator(f"#{button}").click()
         assert page.evaluate("state.token") == token, button
-    page.locator("#play").click()  # stops
+    page.locator("#play").click()  # stop
     page.locator("#keys").click()
     assert page.locator("#help").is_visible()
     page.locator("#close").click()
@@ -1070,7 +1071,7 @@ def test_keys_that_are_not_for_the_page_do_nothing(visit, drawn_path):
     before = page.evaluate("JSON.stringify(state)")
     for key in "Control+c", "Alt+w", "Meta+d", "x":
         page.keyboard.press(key)
-    page.keyboard.press("?")  # behind the list of keys nothing moves
+    page.keyboard.press("?")  # while the list of keys is open, other keys do nothing
     for key in "]", "ArrowLeft", "c":
         page.keyboard.press(key)
     page.keyboard.press("Escape")
@@ -1078,7 +1079,7 @@ def test_keys_that_are_not_for_the_page_do_nothing(visit, drawn_path):
     page.keyboard.press("w")
     assert page.evaluate("JSON.stringify(state)") == before
     page.locator("#lens-grid").focus()
-    page.keyboard.press("ArrowRight")  # scrolls
+    page.keyboard.press("ArrowRight")  # the focused table scrolls instead
     assert page.evaluate("state.token") == 9
     page.keyboard.press("]")
     assert page.evaluate("state.head") == 1
@@ -1125,4 +1126,4 @@ def test_ids_without_a_token_and_neurons_of_a_thin_mlp(tmp_path, visit, make_pag
     for layer in 0, 1:
         page.locator("#layer").select_option(str(layer))
         tokens = page.locator("#neurons .tokens").all_inner_texts()
-        assert len(tokens) == 10 and not any("not worked out" in text for text in tokens)
+        assert len(tokens) == 10 and not any("not computed" in text for text in tokens)

@@ -1,5 +1,6 @@
-"""Training: a step, and runs as a process."""
+"""Test a training step, and whole runs of train.py."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -7,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -80,10 +82,10 @@ def test_threads_and_pieces_do_not_change_a_step(by_muon, monkeypatch):
 
 
 def test_all_threads_together_give_the_gradient_of_the_mean_loss(monkeypatch):
-    monkeypatch.setattr(train, "MAX_TOKENS", 60)  # of 200: several pieces for each of the threads
+    monkeypatch.setattr(train, "MAX_TOKENS", 60)  # of 200, so each thread has several pieces
     params, ids = random_params(), some_ids(5, 41)
     state = Optimizer(params, 2, decay=0.1, by_muon=True)
-    state.g[...] = 7  # of the step before
+    state.g[...] = 7  # left from the step before
     pieces, forward = [], train.gpt2_forward
 
     def watched(inputs, **model):
@@ -94,19 +96,19 @@ def test_all_threads_together_give_the_gradient_of_the_mean_loss(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         loss = train.batch_gradient(pool, state, ids, TINY, 0.0, (0, 1))
         norm = train.sum_gradients(pool, state.g)
-    assert sum(pieces) == 200 and max(pieces) < 60 + 40  # and less than a sequence more
+    assert sum(pieces) == 200 and max(pieces) < 60 + 40  # less than a sequence above the limit
     expected, gradient = train.loss_and_gradient(ids, 200, params, TINY)
     assert loss == pytest.approx(expected, rel=1e-5)
     logits = [gpt2_pico.gpt2(row[:-1], **params, n_head=TINY["n_head"], eps=EPS) for row in ids]
     losses = [-gpt2.log_probabilities(x, row[1:]) for x, row in zip(logits, ids)]
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
-    found = dict(leaves(state.gradients[0]))
+    total = dict(leaves(state.gradients[0]))
     for name, x in leaves(gradient):
-        np.testing.assert_allclose(found[name], x, rtol=1e-3, atol=1e-5 * abs(x).max())
+        np.testing.assert_allclose(total[name], x, rtol=1e-3, atol=1e-5 * abs(x).max())
     assert norm == pytest.approx(np.sqrt(sum((x**2).sum() for _, x in leaves(gradient))), rel=1e-4)
 
 
-def test_dropout_is_drawn_anew_for_each_piece_and_each_step(monkeypatch):
+def test_dropout_differs_between_pieces_and_between_steps(monkeypatch):
     monkeypatch.setattr(train, "MAX_TOKENS", 12)
     ids = np.tile(np.random.default_rng(1).integers(50, size=13), (4, 1))  # one text, four times
     draws, dropout = [], backward.dropout
@@ -125,10 +127,10 @@ def test_dropout_is_drawn_anew_for_each_piece_and_each_step(monkeypatch):
         ]
     assert len(set(losses[:3])) == 3 and losses[3] == losses[0]
     assert {rate for rate, _ in draws} == {0.5}
-    assert len(set(draws)) == len(draws) * 3 / 4  # but for the last step, which is the first again
+    assert len(set(draws)) == len(draws) * 3 / 4  # the last of the four steps repeats the first
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_batch_depends_only_on_seed_and_step():
     tokens = np.arange(1000, 1100, dtype=np.uint16)
     ids = train.batch(tokens, 9, 200, seed=3, step=5)
     assert ids.shape == (200, 10) and ids.dtype == np.int64
@@ -141,23 +143,23 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert np.array_equal(shortest, np.tile(tokens[:10], (4, 1)))
 
 
-def test_validation_is_the_mean_over_windows_that_are_evenly_spread(monkeypatch):
+def test_validation_is_the_mean_over_evenly_spaced_windows(monkeypatch):
     params, ids = random_params(), some_ids(500)
     state = Optimizer(params, 1, decay=0, by_muon=False)
     with worker_threads(2) as pool:
-        whole = train.validate(pool, ids, 40, state, TINY, step=1)
-        monkeypatch.setattr(train, "EVAL_TOKENS", 125)  # every fourth
-        some = train.validate(pool, ids, 40, state, TINY, step=1)
+        loss = train.validate(pool, ids, 40, state, TINY, step=1)
+        monkeypatch.setattr(train, "EVAL_TOKENS", 125)  # every fourth window
+        sampled_loss = train.validate(pool, ids, 40, state, TINY, step=1)
         spans = [(i, i + 1, min(i + 40, 500)) for i in range(0, 500, 40)]
         losses = [evaluate(ids, [span], params, TINY, pool) for span in spans]
         assert train.validate(pool, ids[:0], 40, state, TINY, step=1) is None
-    for found, counted in (whole, losses), (some, losses[::4]):
-        assert found == pytest.approx(
+    for mean, counted in (loss, losses), (sampled_loss, losses[::4]):
+        assert mean == pytest.approx(
             sum(nats for nats, _ in counted) / sum(n for _, n in counted), rel=1e-6
         )
 
 
-def test_a_run_is_done_by_its_steps_or_by_its_time():
+def test_the_length_of_a_run_is_in_steps_or_in_minutes():
     record = Record({}, step=30, seconds=50.0)
     for minutes, done in (None, 0.25), (2, 50 / 120):
         options = SimpleNamespace(iterations=120, minutes=minutes)
@@ -170,6 +172,7 @@ def test_a_run_is_done_by_its_steps_or_by_its_time():
 def test_a_run_learns_and_leaves_a_model(unbroken, text):
     out, done = unbroken
     assert sorted(path.name for path in out.iterdir()) == TRAINED
+    assert done.stderr == ""  # no bar, as this is not a terminal
     losses = [float(row[-1]) for row in curve(out)[1:]]
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.3 and losses[0] < math.log(300)
     encoder, hparams, params = load_encoder_hparams_and_params(str(out), "")
@@ -180,13 +183,13 @@ def test_a_run_learns_and_leaves_a_model(unbroken, text):
     assert completed.returncode == 0 and len(completed.stdout) > 20
 
 
-def test_the_last_figures_are_those_that_evaluate_prints(unbroken, text):
+def test_the_last_figures_are_the_ones_that_evaluate_prints(unbroken, text):
     out, done = unbroken
     args = text, "--val_fraction", "0.1", "--model_size", out
     measured = run("evaluate.py", *args, stdin="", text=True)
     assert measured.returncode == 0 and done.stdout.endswith(f"\n{measured.stdout}")
-    found = float(re.search(r"nats per token +(\S+)\n", done.stdout)[1])
-    assert found == pytest.approx(float(curve(out)[-1][-1]), abs=0.05)  # with other windows
+    nats = float(re.search(r"nats per token +(\S+)\n", done.stdout)[1])
+    assert nats == pytest.approx(float(curve(out)[-1][-1]), abs=0.05)  # the log has other windows
 
 
 def test_the_same_seed_gives_the_same_run(unbroken, text, tmp_path):
@@ -196,30 +199,30 @@ def test_the_same_seed_gives_the_same_run(unbroken, text, tmp_path):
     assert other.returncode == 0 and curve(tmp_path / "other") != curve(unbroken[0])
 
 
-def test_a_run_ends_on_the_text_as_it_is(text, tmp_path, monkeypatch):
-    left, batch, out = [], train.batch, tmp_path / "out"
+def test_the_last_batches_come_from_the_text_itself(text, tmp_path, monkeypatch):
+    lengths, batch, out = [], train.batch, tmp_path / "out"
 
     def watched(ids, *rest):
-        left.append(len(ids))
+        lengths.append(len(ids))
         return batch(ids, *rest)
 
     monkeypatch.setattr(train, "batch", watched)
     maps, finish = Path("/proc/self/maps"), train.finish
 
-    def unmapped(*args):  # Windows removes no file that is mapped
+    def unmapped(*args):  # Windows cannot remove a file that is mapped
         assert not (maps.exists() and "tokens.bin" in maps.read_text())
         finish(*args)
 
     monkeypatch.setattr(train, "finish", unmapped)
-    monkeypatch.setattr(sys, "stdin", None)  # closed, which is none of training's business
+    monkeypatch.setattr(sys, "stdin", None)  # a closed standard input must not matter
     assert train.main([str(text), "--out", str(out), *SMALL, "--merge_dropout", "0.5"]) == 0
     n = 0.9 * len(get_encoder(out).encode(text.read_text(encoding="utf-8")))
-    assert left[0] > corpus.COPIES * n and left == sorted(left, reverse=True)
-    assert n * 0.99 < left[-1] < 2 * n  # after 43 of 44 steps
+    assert lengths[0] > corpus.COPIES * n and lengths == sorted(lengths, reverse=True)
+    assert n * 0.99 < lengths[-1] < 2 * n  # the 44th step may still see part of the last copy
 
 
-def test_a_run_steps_as_its_options_say(text, tmp_path, monkeypatch):
-    """Seeds, dropout, the rate of each step and the clipped length, as they reach the step."""
+def test_the_steps_of_a_run_follow_its_options(text, tmp_path, monkeypatch):
+    """Seeds, dropout, learning rates and clipped gradients arrive in each step as they should."""
     steps, losses, updates = [], [], []
     batch_gradient, update = train.batch_gradient, Optimizer.update
 
@@ -244,13 +247,13 @@ def test_a_run_steps_as_its_options_say(text, tmp_path, monkeypatch):
     assert [(lr, step) for *_, lr, step in updates] == list(zip(rates, range(1, 11)))
     lengths, clipped, *_ = zip(*updates)
     assert clipped == pytest.approx([min(length, 1) for length in lengths], rel=1e-4)
-    means = [np.mean(losses[i:j]) for i, j in ((0, 4), (4, 8), (8, 10))]  # since the row before
+    means = [np.mean(losses[i:j]) for i, j in ((0, 4), (4, 8), (8, 10))]  # since the last row
     rows = [[n, f"{mean:.6f}"] for n, mean in zip(["4", "8", "10"], means)]
     assert [row[:2] for row in curve(tmp_path / "out")[1:]] == rows
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_changes_no_weight(loss, text, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_changes_no_weight(loss, text, tmp_path, monkeypatch, capsys):
     steps = []
     monkeypatch.setattr(train, "batch_gradient", lambda *args: steps.append(1) or loss)
     monkeypatch.setattr(Optimizer, "update", lambda *args: pytest.fail("changed"))
@@ -259,17 +262,17 @@ def test_a_loss_that_is_no_number_changes_no_weight(loss, text, tmp_path, monkey
     assert f"the loss is {loss} after 1 steps" in capsys.readouterr().err and len(steps) == 1
 
 
-def test_a_name_is_a_directory_here(text, tmp_path):
+def test_out_may_be_a_bare_name(text, tmp_path):
     (tmp_path / "shakespeare" / "training").mkdir(parents=True)
-    (tmp_path / "shakespeare" / "training" / "notes").write_text("of somebody else")
+    (tmp_path / "shakespeare" / "training" / "notes").write_text("not from train.py")
     done = run_train(text, "--out", "shakespeare", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = float(re.search(r"nats per token +(\S+)\n", done.stdout)[1])
-    assert abs(found - float(curve(tmp_path / "shakespeare")[-1][-1])) < 0.2
+    nats = float(re.search(r"nats per token +(\S+)\n", done.stdout)[1])
+    assert abs(nats - float(curve(tmp_path / "shakespeare")[-1][-1])) < 0.2
     path = re.search("--model_size (.*)", done.stdout)[1]
     assert path == os.path.join(".", "shakespeare")
-    left = list((tmp_path / "shakespeare" / "training").iterdir())
-    assert [path.name for path in left] == ["notes"]
+    files = list((tmp_path / "shakespeare" / "training").iterdir())
+    assert [path.name for path in files] == ["notes"]
 
 
 def test_fine_tuning_starts_from_the_model(unbroken, text, tmp_path):
@@ -303,7 +306,7 @@ def test_fine_tuning_keeps_added_tokens_and_ends(text, tmp_path, monkeypatch):
     assert end[0].encode("low <x>low") == start[0].encode("low <x>low") == [264, 270, 264]
 
 
-def test_fine_tuning_may_take_shorter_sequences(unbroken, text, tmp_path, monkeypatch):
+def test_fine_tuning_may_use_shorter_sequences(unbroken, text, tmp_path, monkeypatch):
     lengths, batch = [], train.batch
     monkeypatch.setattr(train, "batch", lambda *args: lengths.append(args[1]) or batch(*args))
     monkeypatch.setattr(sys, "stdin", None)
@@ -313,7 +316,7 @@ def test_fine_tuning_may_take_shorter_sequences(unbroken, text, tmp_path, monkey
     assert lengths == [8, 8, 16, 16]
 
 
-def test_a_fresh_model_may_have_the_vocabulary_of_another(unbroken, text, tmp_path):
+def test_a_new_model_may_use_the_vocabulary_of_another(unbroken, text, tmp_path):
     shape = "--n_layer", "2", "--n_embd", "24", "--n_head", "3", "--n_ctx", "12", "--iterations"
     out = tmp_path / "out"
     done = run_train(text, "--out", out, "--tokenizer", unbroken[0], *shape, "4")
@@ -324,17 +327,19 @@ def test_a_fresh_model_may_have_the_vocabulary_of_another(unbroken, text, tmp_pa
     assert hparams["n_vocab"] == len(vocabulary.ids)
 
 
-def test_what_is_shown_begins_with_the_held_out_text(tmp_path, monkeypatch, capsys):
+def test_samples_begin_with_the_held_out_text(tmp_path, monkeypatch, capsys):
     (tmp_path / "text").write_text("low lower lowest " * 100 + "XYZ " * 50)
     monkeypatch.setattr(sys, "stdin", None)
     args = [str(tmp_path / "text"), "--out", str(tmp_path / "out"), *SMALL, "--iterations", "2"]
     assert train.main([*args, "--vocab_size", "257", "--val_fraction", str(200 / 1900)]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("    X")
-    assert train.main([*args, "--val_fraction", "0", "--overwrite"]) == 0  # then with the text
+    assert (
+        train.main([*args, "--val_fraction", "0", "--overwrite"]) == 0
+    )  # then with the training text
     assert capsys.readouterr().out.splitlines()[2].startswith("    low")
 
 
-def test_what_is_shown_can_be_read_in_a_file_at_once(text, tmp_path):
+def test_output_that_goes_to_a_file_is_flushed(text, tmp_path):
     args = text, "--out", tmp_path / "out", *SMALL, "--iterations", "100000"
     with open(tmp_path / "output", "wb") as output:
         process = subprocess.Popen(train_command(*args), stdout=output)
@@ -347,7 +352,7 @@ def test_what_is_shown_can_be_read_in_a_file_at_once(text, tmp_path):
     assert "tokens to train on" in shown and "\nstep 10, " in shown
 
 
-def test_the_speed_is_that_of_this_process_and_the_time_that_of_the_run(
+def test_a_resumed_run_counts_the_steps_and_seconds_before_but_not_in_its_speed(
     text, tmp_path, monkeypatch
 ):
     """A clock on which each step takes a second, and a run that is interrupted in its 11th step."""
@@ -358,8 +363,9 @@ def test_the_speed_is_that_of_this_process_and_the_time_that_of_the_run(
             super().__init__(**options)
             bars.append({**options, "shown": []})
 
-        def update(self, n):
-            bars[-1]["shown"].append(n)
+        def update(self):
+            self.n += 1
+            bars[-1]["shown"].append((self.n, self.total))
 
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(train, "tqdm", Bar)
@@ -377,14 +383,58 @@ def test_the_speed_is_that_of_this_process_and_the_time_that_of_the_run(
     args.append("--resume")
     next(clock)
     assert train.main([*args, "--iterations", "13"]) == 0
-    n = 6 * 16  # tokens of a step
-    assert [bar["initial"] for bar in bars] == [0, 10 * n]
-    assert [bar["total"] for bar in bars] == [44 * n, 13 * n]
-    assert [bar["shown"] for bar in bars] == [10 * [n], 3 * [n]]
+    assert [bar["initial"] for bar in bars] == [0, 10]
+    assert bars[0]["shown"] == [(step, 44) for step in range(1, 11)]
+    assert bars[1]["shown"] == [(step, 13) for step in (11, 12, 13)]
     assert (tmp_path / "out" / "log.csv").read_text().splitlines()[-1].startswith("13,13.0,")
+    # 0.4 minutes are 24 of these seconds, so every step estimates that there will be 24 steps.
+    assert train.main([*args[:2], "--overwrite", str(text), *SMALL, "--minutes", "0.4"]) == 0
+    assert bars[2]["shown"] == [(step, 24) for step in range(1, 25)]
 
 
-def test_an_interrupt_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
+def in_terminal(columns, *args):
+    """Run a command in a pseudo-terminal, and return what it has written there."""
+    import fcntl
+    import pty
+    import termios
+
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: x for name, x in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(args, stdin=end, stdout=end, stderr=end, env=environment)
+    os.close(end)
+    data = b""
+    with contextlib.suppress(OSError):  # on Linux, that is how a terminal ends
+        while piece := os.read(terminal, 10_000):
+            data += piece
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0, data
+    return data.decode()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("length", [("--iterations", "44"), ("--minutes", "0.01")], ids=str)
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_each_progress_bar_fits_into_the_terminal(columns, length, text, tmp_path):
+    """The bars for reading and encoding the text, for training, and for the last evaluation."""
+    out = in_terminal(columns, *train_command(text, "--out", tmp_path / "out", *SMALL, *length))
+    states = [state.rstrip() for state in re.split("[\r\n]+", out)]  # \r goes back to draw again
+    states = [state for state in states if not state.startswith("    ")]  # text by the model
+    bars = [state for state in states if "|" in state]
+    assert max(map(len, bars)) <= columns
+    assert all(len(re.search(r"\|(.*)\|", bar)[1]) >= 10 for bar in bars), bars
+    training = [bar for bar in bars if bar.startswith("step")]
+    steps = r"step \d+/44" if "--iterations" in length else r"step \d+"
+    speed = r", +[\d.?]+ steps/s" if columns >= 70 else ""
+    for bar in training:
+        line = rf"{steps}(, loss \d\.\d\d\d)? \|.*\| \d+ % [\d:]+<[\d:?]+{speed}"
+        assert re.fullmatch(line, bar), bar
+    assert re.search(r"\|█+\| 100 % ", training[-1])
+    units = {re.search(r"[^\d.? ]*$", bar)[0] for bar in bars if bar not in training}
+    assert units == {"B/s]", "tokens/s]"}
+
+
+def test_an_interrupted_run_says_how_to_resume_it(text, tmp_path, monkeypatch, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -396,12 +446,12 @@ def test_an_interrupt_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(train, "validate", interrupted)
     assert train.main(args) == 130
-    said = "train.py: stopped; --resume continues from the last checkpoint\n"
-    assert capsys.readouterr().err.endswith(said)
+    message = "train.py: stopped; --resume continues from the last checkpoint\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_half_file(text, tmp_path):
+def test_ctrl_c_prints_one_line_and_leaves_no_half_written_file(text, tmp_path):
     out = tmp_path / "out"
     args = train_command("-", "--out", out, *SMALL, "--iterations", "100000")
     hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 (nohup)
@@ -412,11 +462,11 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_half_file(text, tmp_path)
     while time.monotonic() < until and not (out / "log.csv").exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == b"train.py: stopped; --resume continues from the last checkpoint\n"
-    left = {path.name for path in (out / "training").iterdir()}
-    assert left == {"checkpoint.safetensors", "merges.txt", "tokens.bin", "vocab.json"}
+    assert errors == b"train.py: stopped; --resume continues from the last checkpoint\n"
+    files = {path.name for path in (out / "training").iterdir()}
+    assert files == {"checkpoint.safetensors", "merges.txt", "tokens.bin", "vocab.json"}
     assert not [path for path in out.iterdir() if path.suffix in (".tmp", ".new")]
 
 
@@ -426,12 +476,12 @@ def test_a_closed_pipe_stops_a_run(text, tmp_path):
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
-    said = process.stderr.read()
+    errors = process.stderr.read()
     assert process.wait(timeout=60) == 130
-    assert said == b"train.py: stopped; --resume continues from the last checkpoint\n"
+    assert errors == b"train.py: stopped; --resume continues from the last checkpoint\n"
 
 
-def test_plot(unbroken, tmp_path, monkeypatch, capsys):
+def test_plot_draws_the_curves_of_a_log(unbroken, tmp_path, monkeypatch, capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib draws the curves")
     done = run_train("--plot", unbroken[0])
     assert done.returncode == 0, done.stderr
@@ -445,7 +495,7 @@ def test_plot(unbroken, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(pyplot, name, lambda *args, **options: None)
     monkeypatch.setattr(sys, "stdin", None)
     expected = {"training": [(10, 3.5), (20, 3.0), (30, 2.5)], "validation": [(20, 4.0)]}
-    for rows in expected["validation"], []:  # where nothing was held out, there is nothing
+    for rows in expected["validation"], []:  # without held-out text, the curve is empty
         assert train.main(["--plot", str(tmp_path)]) == 0
         assert drawn == {**expected, "validation": rows}
         (tmp_path / "log.csv").write_text(log.replace(",4", ","))
@@ -455,11 +505,12 @@ def test_plot(unbroken, tmp_path, monkeypatch, capsys):
         (tmp_path / "log.csv").write_bytes(content)
         capsys.readouterr()
         assert train.main(["--plot", str(tmp_path)]) == 1
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "log.csv is not a log of train.py, or has no rows" in said
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "log.csv is not a log of train.py, or has no rows" in error
 
 
-def test_without_an_argument_it_says_in_three_lines_what_it_needs(tmp_path):
+def test_without_arguments_three_lines_say_what_train_needs(tmp_path):
     done = run_train()
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 3)
     example = shlex.split(done.stderr.splitlines()[1])
@@ -471,7 +522,7 @@ def test_without_an_argument_it_says_in_three_lines_what_it_needs(tmp_path):
     assert int(re.search(r"([\d,]+) tokens to train", done.stdout)[1].replace(",", "")) > 9000
 
 
-def test_the_curve_has_a_row_every_ten_steps(text, tmp_path, monkeypatch):
+def test_the_log_has_a_row_every_ten_steps(text, tmp_path, monkeypatch):
     losses, batch_gradient = [], train.batch_gradient
 
     def watched(*args):
@@ -483,33 +534,33 @@ def test_the_curve_has_a_row_every_ten_steps(text, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert train.main([str(text), "--out", str(out), *SMALL, "--eval_interval", "25"]) == 0
     rows, ends = curve(out)[1:], [0, 10, 20, 25, 30, 40, 44]
-    means = [f"{np.mean(losses[i:j]):.6f}" for i, j in zip(ends, ends[1:])]  # since the row before
+    means = [f"{np.mean(losses[i:j]):.6f}" for i, j in zip(ends, ends[1:])]  # since the last row
     assert [row[:2] for row in rows] == [[str(n), mean] for n, mean in zip(ends[1:], means)]
     assert [row[0] for row in rows if row[2]] == ["25", "44"]
 
 
-def test_the_last_evaluation_takes_windows_spread_over_a_long_text(
+def test_the_last_evaluation_measures_windows_spread_over_a_long_text(
     unbroken, text, tmp_path, monkeypatch
 ):
     model = load_encoder_hparams_and_params(str(unbroken[0]), "")
     ids = np.array(model[0].encode(text.read_text(encoding="utf-8")))[:2005]
     with worker_threads(2) as pool:
-        whole = measure(ids, *model, pool)
-        assert whole == measure(ids, *model, pool, limit=5000)
-        assert whole["tokens"] == 2004 and whole["stride"] == 8
-        found = measure(ids, *model, pool, limit=500)
-        every = [*windows(2005, 16, 8)][::4]  # 2,005 ids, of which about 500 are to be predicted
+        figures = measure(ids, *model, pool)
+        assert figures == measure(ids, *model, pool, limit=5000)
+        assert figures["tokens"] == 2004 and figures["stride"] == 8
+        sampled = measure(ids, *model, pool, limit=500)
+        every = [*windows(2005, 16, 8)][::4]  # of 2,005 ids, about 500 have to be predicted
         nats, n = evaluate(ids, every, model[2], model[1], pool)
-    assert found["tokens"] == n == sum(stop - first for _, first, stop in every)
-    assert found["nats per token"] == nats / n and every[-1][2] > 1970
+    assert sampled["tokens"] == n == sum(stop - first for _, first, stop in every)
+    assert sampled["nats per token"] == nats / n and every[-1][2] > 1970
     seen = []
-    monkeypatch.setattr(train, "measure", lambda *args, **options: seen.append(options) or whole)
+    monkeypatch.setattr(train, "measure", lambda *args, **options: seen.append(options) or figures)
     monkeypatch.setattr(sys, "stdin", None)
     assert train.main([str(text), "--out", str(tmp_path / "out"), *SMALL]) == 0
     assert seen[0]["limit"] == train.EVAL_TOKENS == 2**17
 
 
-def test_wrong_usage_is_2(text, tmp_path):
+def test_wrong_usage_exits_with_2(text, tmp_path):
     for args, word in (
         ([text], "--out"),
         (["--out", tmp_path, "--resume"], "holds no unfinished run"),
@@ -520,7 +571,7 @@ def test_wrong_usage_is_2(text, tmp_path):
         assert done.returncode == 2 and word in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
+def test_bad_input_exits_with_1_and_prints_one_line(unbroken, text, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "log.csv").write_text("step,loss\n1,2\n")
     (tmp_path / "empty").touch()
@@ -548,7 +599,7 @@ def test_bad_input_is_1_and_one_line(unbroken, text, tmp_path):
 
 @pytest.mark.parametrize("rate", ["1e6", "1e38"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_loss_that_is_no_number_stops_the_run(rate, optimizer, text, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(rate, optimizer, text, tmp_path):
     out = tmp_path / "diverges"
     options = "--learning_rate", rate, "--optimizer", optimizer, "--eval_interval", "1"
     done = run_train(text, "--out", out, *SMALL, *options)
@@ -557,7 +608,7 @@ def test_a_loss_that_is_no_number_stops_the_run(rate, optimizer, text, tmp_path)
     assert (out / "training" / "checkpoint.safetensors").exists()
 
 
-def test_too_little_memory_is_one_line(text, tmp_path, monkeypatch, capsys):
+def test_too_little_memory_prints_one_line(text, tmp_path, monkeypatch, capsys):
     def too_large(*args):
         raise MemoryError("Unable to allocate 14.6 TiB")
 

@@ -1,1 +1,1 @@
-"""What train.py is made of. Read backward.py and optimizer.py; the rest is not about GPT-2."""
+"""The parts of train.py. Read backward.py and optimizer.py; the others are not about GPT-2."""

@@ -1,18 +1,18 @@
-"""From texts to ids: what train.py trains on and evaluate.py measures.
+"""Find texts, read them, and turn them into ids, for train.py and evaluate.py.
 
-A text may be given as
+A text is given as one of these:
 
     shakespeare.txt     a file; in a .jsonl file each line is an object with a "text"
     notes               a directory: every .txt and .md below it that is not empty, sorted
     https://host/file   an address: fetched once, and kept in models_dir under texts
     -                   standard input, or another pipe: kept in a file while it is needed
 
-and may be larger than memory: it is read a megabyte at a time, and its ids stay in a file, of which
-the system loads what is used (np.memmap).
-The last part of it is held out, to measure how well the model predicts new text.
+A text may be larger than memory: it is read a megabyte at a time, and its ids stay in a file, of
+which np.memmap loads only the parts in use. The end of the text is held out, to measure how well
+the model predicts new text.
 
-Between two texts the ids have an <|endoftext|>: between two files, between two lines of a .jsonl
-file, and where a file contains it (a line break after it belongs to it). From that the model learns
+In the ids, an <|endoftext|> stands between two files, between two lines of a .jsonl file, and where
+a file itself contains one (a line break right after it belongs to it). From it, the model learns
 where a text ends. It still sees the text before, but it learns that this does not help.
 """
 
@@ -43,7 +43,7 @@ TEXT_HELP = (
 def find_texts(names, models_dir, keep):
     """Return the paths of the files that the names stand for, in the same order.
 
-    keep: the directory for what can be read only once, in files named piped-text-N.
+    keep: the directory for copies of pipes, piped-text-N, as a pipe can be read only once.
     """
     paths = []
     for name in map(str, names):
@@ -63,7 +63,7 @@ def is_address(name):
 
 
 def keep_text(name, path):
-    """Copy everything that comes through a pipe into a file, and return its path."""
+    """Copy everything from a pipe into a file, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         shutil.copyfileobj(cli.open_bytes(name), file)
@@ -74,21 +74,21 @@ def keep_text(name, path):
 
 def files_below(directory):
     """Return the .txt and .md files below a directory that are not empty."""
-    found = (path for path in directory.rglob("*") if path.suffix.lower() in (".txt", ".md"))
-    paths = sorted(path for path in found if path.is_file() and path.stat().st_size > 0)
+    texts = (path for path in directory.rglob("*") if path.suffix.lower() in (".txt", ".md"))
+    paths = sorted(path for path in texts if path.is_file() and path.stat().st_size > 0)
     if not paths:
         raise ValueError(f"{directory}: there is no .txt and no .md file below it")
     return paths
 
 
 def fetch_text(address, directory):
-    """Return the path of the file at an address, which is fetched unless it is already there.
+    """Return the path of a copy of the text at an address, and fetch it if there is none.
 
-    Its name depends on the address without credentials: that is all that a run keeps.
+    Its name depends on the address without credentials, because a run does not keep those.
     """
     kept = files.without_credentials(address)
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(kept).path.split("/")[-1]))[-80:] or "text"
-    digest = hashlib.sha256(kept.encode()).hexdigest()[:8]  # many files are called input.txt
+    digest = hashlib.sha256(kept.encode()).hexdigest()[:8]  # many texts are called input.txt
     path = directory / f"{digest}-{name}"
     if not path.exists():
         with files.lock(directory):
@@ -100,7 +100,7 @@ def fetch_text(address, directory):
 
 
 def forget_credentials(address, models_dir):
-    """Return an address without credentials, after what needs them has been fetched."""
+    """Return an address without credentials. If it has some, fetch the text first, with them."""
     kept = files.without_credentials(address)
     if kept != address:
         fetch_text(address, Path(models_dir) / "texts")
@@ -109,31 +109,31 @@ def forget_credentials(address, models_dir):
 
 # ==== Reading ===================================================================================
 
-BLOCK = 2**20  # bytes that are read at a time
-MAX_REST = 2**20  # bytes; a longer part of a text in which no word ends is cut
-MAX_LINE = 2**24  # bytes; the longest line that is read as a whole
-BOUNDARY = re.compile(re.escape(END_OF_TEXT) + "(?:\r?\n)?")  # between two texts in a file
+BLOCK = 2**20  # This many bytes are read at a time.
+MAX_REST = 2**20  # If no word ends in more bytes than this, the text is cut inside the word.
+MAX_LINE = 2**24  # A line of more bytes is refused.
+BOUNDARY = re.compile(re.escape(END_OF_TEXT) + "(?:\r?\n)?")  # It separates two texts in a file.
 BOUNDARY_BYTES = re.compile(BOUNDARY.pattern.encode())
 MAX_BOUNDARY = len(END_OF_TEXT) + 2
 WHOLE_WORDS = re.compile(
     rb"""
-    .*           # as much as possible, up to a place
+    .*           # as much as possible, up to the end of a word. That is
     (?<=\S)      # after a visible character
-    (?<!\|>)     # that does not end an <|endoftext|>, to which a line break after it belongs
-    (?=[\x20\n]) # and before a space or line break: a word ends there
+    (?<!\|>)     # (except the end of an <|endoftext|>, which may include a line break)
+    (?=[\x20\n]) # and before a space or line break
     """,
     re.DOTALL | re.VERBOSE,
 )
-CHANGES = ("lowercase", "stopwords", "literal_endoftext")  # options of split_texts
+CHANGES = ("lowercase", "stopwords", "literal_endoftext")  # These are options of split_texts.
 
 
 def split_files(paths, val_fraction):
-    """Return two lists of parts, (path, start, stop) in bytes: to train on, and held out.
+    """Return two lists of parts of files, (path, start, stop) in bytes: to train on, and held out.
 
-    Held out is the last part of all bytes together: the end of one file, and whole files after it.
+    All files together count as one text. Its end is held out: part of one file, and later files.
     """
     sizes = [os.path.getsize(path) for path in paths]
-    n_left = int(sum(sizes) * (1 - val_fraction))  # bytes to train on, in this file and after it
+    n_left = int(sum(sizes) * (1 - val_fraction))  # bytes to train on, in this file and later ones
     train_parts, val_parts = [], []
     for path, size in zip(paths, sizes):
         if size == 0:
@@ -150,27 +150,27 @@ def split_files(paths, val_fraction):
     return train_parts, val_parts
 
 
-def place_to_cut(file, path, place):
-    """Return where a file can be cut, close to a place.
+def place_to_cut(file, path, offset):
+    """Return an offset near the given one at which a file can be cut.
 
-    That is the end of a line of a .jsonl file; otherwise not inside a boundary or a character.
+    A .jsonl file is cut at the end of a line, others never inside a boundary or a character.
     """
     if is_jsonl(path):
-        if place == 0:
+        if offset == 0:
             return 0
-        file.seek(place - 1)  # If a line starts at place, this reads the line break before it.
-        return place - 1 + len(read_line(file))
-    start = max(place - MAX_BOUNDARY, 0)
+        file.seek(offset - 1)  # if a line starts at offset, this reads the line break before it
+        return offset - 1 + len(read_line(file))
+    start = max(offset - MAX_BOUNDARY, 0)
     file.seek(start)
-    for found in BOUNDARY_BYTES.finditer(file.read(2 * MAX_BOUNDARY)):
-        if found.start() < place - start < found.end():
-            return start + found.start()
-    file.seek(place)
+    for match in BOUNDARY_BYTES.finditer(file.read(2 * MAX_BOUNDARY)):
+        if match.start() < offset - start < match.end():
+            return start + match.start()
+    file.seek(offset)
     for byte in file.read(3):
         if byte >> 6 != 0b10:  # 10xxxxxx continues a character
             break
-        place += 1
-    return place
+        offset += 1
+    return offset
 
 
 def is_jsonl(path):
@@ -178,13 +178,13 @@ def is_jsonl(path):
 
 
 def read_texts(parts, **changes):
-    """Yield the texts in parts of files, in pieces, with None between two texts, and show a bar.
+    """Yield pieces of the texts in parts of files, with None between two texts, and show a bar.
 
     changes: keyword arguments of split_texts.
     """
     n_bytes = sum(stop - start for _, start, stop in parts)
     bar = tqdm(desc="reading", total=n_bytes, unit="B", unit_scale=True, leave=False, disable=None)
-    is_open = False  # was the last thing that we yielded a piece of text?
+    is_open = False  # whether the last thing that was yielded is a piece of text
     with bar:
         for part in parts:
             for begins_text, piece, size in read_pieces(*part):
@@ -198,10 +198,10 @@ def read_texts(parts, **changes):
 
 
 def split_texts(piece, lowercase=False, stopwords=(), literal_endoftext=False):
-    """Yield the texts in a piece of text, and None for each <|endoftext|>.
+    """Yield the texts in a piece of text, and None for each <|endoftext|> between them.
 
-    lowercase: make them lower case; stopwords: leave out these words; literal_endoftext: read
-    <|endoftext|> as ordinary text.
+    lowercase: change the texts to lower case; stopwords: leave out these words; literal_endoftext:
+    read <|endoftext|> as ordinary text.
     """
     texts = [piece] if literal_endoftext else BOUNDARY.split(piece)
     words = "|".join(map(re.escape, stopwords))
@@ -220,34 +220,34 @@ def split_texts(piece, lowercase=False, stopwords=(), literal_endoftext=False):
 def read_pieces(path, start, stop, by_line=False):
     """Yield (begins_text, piece, size) for the bytes start to stop of a file.
 
-    A piece is the "text" of a line of a .jsonl file; of other files a line if by_line, otherwise
-    about a megabyte. begins_text: whether a new text begins with it; size: its bytes in the file.
+    A piece is the "text" of a line in a .jsonl file, a line of another file if by_line, otherwise
+    about a megabyte. begins_text: whether a text begins with it; size: its bytes in the file.
     """
     split = read_lines if by_line or is_jsonl(path) else read_blocks
-    place = start
+    offset = start
     with open(path, "rb") as file:
         file.seek(start)
         for data in split(file, stop):
             try:
                 piece = data.decode()
             except UnicodeDecodeError as error:
-                at = place + error.start
+                at = offset + error.start
                 raise ValueError(f"{path}: byte {at} is not UTF-8: convert the file") from None
             if is_jsonl(path):
-                yield True, text_of_line(piece, f"{path}: the line at byte {place}"), len(data)
+                yield True, text_of_line(piece, f"{path}: the line at byte {offset}"), len(data)
             else:
-                yield place == start, piece, len(data)
-            place += len(data)
+                yield offset == start, piece, len(data)
+            offset += len(data)
 
 
 def read_lines(file, stop):
-    """Yield the lines of a binary file, from where it stands up to byte stop."""
+    """Yield the lines of a binary file, from its current position to byte stop."""
     while file.tell() < stop:
         yield read_line(file)
 
 
 def read_line(file):
-    """Return the next line of a binary file. ValueError if it is too long to be read as a whole."""
+    """Return the next line of a binary file. ValueError if it is longer than MAX_LINE."""
     start = file.tell()
     line = file.readline(MAX_LINE + 1)
     if len(line) > MAX_LINE:
@@ -257,7 +257,7 @@ def read_line(file):
 
 
 def read_blocks(file, stop):
-    """Yield the same bytes, about a megabyte at a time, split where a word ends."""
+    """Yield the same bytes as read_lines, but about a megabyte at a time, cut where a word ends."""
     rest = b""
     for start in range(file.tell(), stop, BLOCK):
         rest += file.read(min(BLOCK, stop - start))
@@ -272,9 +272,8 @@ def read_blocks(file, stop):
 
 
 def last_character(data):
-    """Return where bytes in which no word ends can be cut: before the last character, or before
-    what may be the beginning of an <|endoftext|>. The ids there may differ from the whole text's.
-    """
+    """Return where to cut bytes in which no word ends: before the last character, or before the
+    possible beginning of an <|endoftext|>. The cut may change the ids next to it."""
     end = len(data) - 1
     while end > 0 and data[end] >> 6 == 0b10:  # 10xxxxxx continues a character
         end -= 1
@@ -296,7 +295,7 @@ def text_of_line(line, where):
 
 
 def read_stopwords(path):
-    """Return the words in a file, which split_texts can leave out."""
+    """Return the words in a file, for split_texts to leave out."""
     try:
         return files.read_bytes(path).decode("utf-8").split()
     except UnicodeDecodeError as error:
@@ -305,8 +304,8 @@ def read_stopwords(path):
 
 # ==== To ids ====================================================================================
 
-PIECE = 2**16  # characters; where no word ends in so many of them, a text is cut
-COPIES = 16  # of the text, each spelled differently, with merge dropout
+PIECE = 2**16  # If no word ends in this many characters, the text is cut inside the word.
+COPIES = 16  # Merge dropout makes this many copies of the text, each split into tokens differently.
 
 
 def write_ids(file, parts, encoder, **changes):
@@ -325,24 +324,24 @@ def encode_parts(parts, encoder, **changes):
 
 
 def encode_text(text, encoder):
-    """Return the ids of a text. None stands for its end: <|endoftext|>, if the model has that."""
+    """Return the ids of a text. None, the end of a text, becomes <|endoftext|> if there is one."""
     if text is not None:
         return list(chain.from_iterable(map(encoder.encode, bounded_pieces(text))))
     return [] if encoder.eot is None else [encoder.eot]
 
 
 def bounded_pieces(text):
-    """Yield a text, or pieces of it if a very long word has to be cut: merging the bytes of a word
-    takes a hundred times as much memory as the word."""
-    start = place = 0
-    while place + 2 * PIECE < len(text):
-        boundary = FIND_BOUNDARY(text, place + PIECE, place + 2 * PIECE)
+    """Yield a text, in pieces if it has very long words: these are cut, since merging the bytes of
+    a word takes a hundred times as much memory as the word."""
+    start = end = 0  # text[start:end] will be part of the next piece
+    while end + 2 * PIECE < len(text):
+        boundary = FIND_BOUNDARY(text, end + PIECE, end + 2 * PIECE)
         if boundary:  # a word ends here
-            place = boundary.end() - 1
+            end = boundary.end() - 1
         else:
-            place += 2 * PIECE
-            yield text[start:place]
-            start = place
+            end += 2 * PIECE
+            yield text[start:end]
+            start = end
     yield text[start:]
 
 
@@ -353,10 +352,10 @@ def id_type(encoder):
 def segmentations(encoder, share, rng):
     """Yield encoders that split words into tokens in different ways: merge dropout.
 
-    The first one lacks this share of the merges, and each after it fewer. The last one lacks none:
-    it is the encoder itself. " low" may be one token, or " l", "ow" without the merge of these two,
-    or " l", "o", "w" without that of "o" and "w". Text in several spellings is harder to learn by
-    heart. Source: Provilkov et al. 2020, "BPE-Dropout", who drop merges for each word anew.
+    The first encoder lacks this share of the merges, each later one lacks fewer, and the last one
+    is the given encoder. " low" may be one token; or " l", "ow" without the merge of these two; or
+    " l", "o", "w" without that of "o" and "w", too. Text in several spellings is harder to learn by
+    heart. Source: Provilkov et al. 2020, "BPE-Dropout", where each word lacks merges of its own.
     """
     merges = encoder.vocabulary.merges
     if share > 0:

@@ -1,7 +1,7 @@
-"""From a gradient to a change of the weights: AdamW, Muon, the learning rate, clipping.
+"""Turn gradients into changes of the weights: AdamW, Muon, the learning rate, clipping.
 
-The gradient says in which direction the loss grows. A plain step subtracts it, times a learning
-rate, from the weights. The steps here do better, since they look at more than one gradient.
+The gradient says in which direction the loss grows. A plain step multiplies it by a learning rate,
+and subtracts that from the weights. AdamW and Muon do better, as they remember earlier gradients.
 """
 
 import math
@@ -10,8 +10,8 @@ import numpy as np
 
 from model_files.directory import flatten, nest
 
-PIECE = 2**16  # numbers that AdamW takes at a time, so that they fit the CPU's cache
-MATRIX, EMBEDDING, VECTOR = range(3)  # the three kinds of parameters
+PIECE = 2**16  # AdamW updates this many weights at a time: their m, v and g fit the CPU's cache.
+MATRIX, EMBEDDING, VECTOR = range(3)  # These are the three kinds of parameters.
 
 
 def adamw(w, g, m, v, scale, lr, decay, step, beta1=0.9, beta2=0.99, eps=1e-8):
@@ -20,45 +20,47 @@ def adamw(w, g, m, v, scale, lr, decay, step, beta1=0.9, beta2=0.99, eps=1e-8):
     w: weights; g: their gradient, which is multiplied by scale first; m: the mean of about the last
     10 gradients; v: the mean of about the last 100 squared gradients; step: counts from 1.
 
-    m forgets the noise of single batches. Divided by the root of v, it is about 1 or -1 where all
-    recent gradients agree, however small they are, and about 0 where they cancel. So each weight
-    moves by about lr, rarely by 2 lr, and one learning rate fits all of them.
+    A plain step has two faults. It follows the noise of a single batch; m averages that out. And
+    weights with large gradients move far, the others hardly at all, so no learning rate suits both.
+    The root of v is the usual size of a weight's gradient, so m / sqrt(v) no longer depends on that
+    size: it is near 1 or -1 where the recent gradients agree, however small they are, and near 0
+    where they cancel out. A weight moves by about lr at most, and one learning rate suits all.
     """
     g = g * scale
     m += (g - m) * (1 - beta1)
     v += (g * g - v) * (1 - beta2)
-    # Both start at 0, so after one step m is only a tenth of g, and v a hundredth of its square.
+    # Both start at 0, so after one step m is only a tenth of g, and v a hundredth of g's square.
     # Dividing by 1 - beta**step corrects that.
     root = np.sqrt(v / (1 - beta2**step))
     root += eps
     update = np.divide(m, root, out=root)
     update *= lr / (1 - beta1**step)
-    w *= 1 - lr * decay  # weight decay: what no gradient needs goes to 0
+    w *= 1 - lr * decay  # weight decay: weights that the loss does not need shrink to 0
     w -= update
 
 
 def muon(w, g, m, scale, lr, decay, beta=0.95):
     """Update a matrix of weights [in, out] in place: Jordan et al. 2024, "Muon".
 
-    m: the sum of the gradients, each counting 0.95 times as much as the one after it.
+    m: the sum of all gradients, in which each counts 0.95 times as much as the one after it.
 
-    AdamW treats each number by itself. Muon looks at what the matrix does to its input x. Say the
+    AdamW looks at each weight by itself. Muon looks at what the matrix does to its input x. Say the
     gradient of a matrix is [[9, 0], [0, 0.1]]: the first number of x matters in every batch, the
-    second one rarely. A plain step would change the use of the first number 90 times as much as
-    that of the second. Muon steps by [[1, 0], [0, 1]], so both are learned. In a real matrix it is
-    not single numbers of x that matter often or rarely, but combinations of them; orthogonalize
-    finds these itself. c_attn [e, 3e] is three matrices.
+    second one rarely. A plain step would change what the matrix does with the first number 90
+    times as much as what it does with the second. Muon steps by [[1, 0], [0, 1]], so both are
+    learned. In a real matrix, it is not single numbers of x that matter often or rarely, but
+    certain sums of them, which orthogonalize finds. c_attn [e, 3e] is three matrices side by side.
     """
     g = g * scale
     m *= beta
     m += g
-    g += beta * m  # what m would be if the next gradient were the same (Nesterov): learns faster
+    g += beta * m  # Nesterov: look ahead to m after one more such gradient, which learns faster
     parts = [g]
     if g.shape[1] == 3 * len(g):
         parts = np.split(g, 3, axis=1)
-    # orthogonalize sets all stretches of a matrix to 1. There are as many as its shorter side is
-    # long, and their squares add up to those of its numbers, so a number is about 1 / sqrt(longer
-    # side). AdamW moves a weight by about 0.2 lr. With this factor, so does Muon: Liu et al. 2025.
+    # orthogonalize returns a matrix with stretches of about 1, as many as its shorter side is long.
+    # Their squares and those of its numbers have the same sum, so a number is about 1 / sqrt(longer
+    # side). With this factor it is about 0.2, as in a typical step of AdamW: Liu et al. 2025.
     size = 0.2 * math.sqrt(max(parts[0].shape))
     w *= 1 - lr * decay
     w -= np.concatenate([orthogonalize(part) for part in parts], axis=1) * (lr * size)
@@ -68,18 +70,18 @@ def orthogonalize(x):  # [m, n] -> [m, n]
     """Return the matrix that turns its input as x does, but stretches it equally in all directions.
 
     Every matrix is a rotation v^T, then a stretch of each axis by a number s, then another rotation
-    u: its singular value decomposition, x = u s v^T. (A rotation may also reflect.) Wanted is u v^T
-    without the stretch. Products of matrices come near it, as the rotations between two stretches
-    cancel, u^T u = v^T v = 1: x x^T = u s^2 u^T, and (x x^T) x = u s^3 v^T. So
+    u: its singular value decomposition, x = u s v^T. (A rotation may also reflect.) We want u v^T,
+    without the stretch. Products of matrices come near it, because between two stretches the
+    rotations cancel (u^T u = v^T v = 1). So x x^T = u s^2 u^T, (x x^T) x = u s^3 v^T, and
 
         a x + b (x x^T) x + c (x x^T)^2 x = u (a s + b s^3 + c s^5) v^T
 
-    With a, b, c = 3.4445, -4.7750, 2.0315, five rounds take any s from 0.01 to 1 to one between
-    0.68 and 1.14. A large a lets small s grow fast.
+    With a, b, c = 3.4445, -4.7750, 2.0315, five rounds bring every s between 0.01 and 1 into the
+    range from 0.68 to 1.14. That is near enough to 1. a is so large because small s have to grow.
     """
     if x.shape[0] > x.shape[1]:
-        return orthogonalize(x.T).T  # x x^T is smaller then
-    length = float(np.linalg.norm(x))  # the root of the sum of all s^2, so none is larger
+        return orthogonalize(x.T).T  # x x^T is the smaller product then
+    length = float(np.linalg.norm(x))  # the root of the sum of all s^2, so no s is larger
     x = x * (1 / (length + 1e-7))
     for _ in range(5):
         xx = x @ x.T
@@ -90,16 +92,17 @@ def orthogonalize(x):  # [m, n] -> [m, n]
 def schedule(progress, warmup):
     """Return the learning rate as a part of its maximum. progress: 0 at the start, 1 at the end.
 
-    It rises in the warm-up, since the first gradients are large, and m and v know little yet. Then
-    it falls along a cosine: long steps to get near, short ones to settle.
+    It rises during the warm-up: the first gradients are large, and m and v are means of only a few
+    of them, so long steps would go astray. Then it falls along a cosine. Long steps make progress
+    fast, but they keep jumping past the best weights. The short ones at the end come close.
     """
     return min(progress / warmup, 1) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 def clip(norm, limit=1.0):
-    """Return the factor that shortens a gradient of this length to the limit, if it is longer.
+    """Return the factor that shortens a gradient of this norm to the limit, 1 if it is shorter.
 
-    A batch that surprises the model would otherwise undo the work of many others.
+    Without this, one batch that surprises the model could undo the work of many others.
     """
     return min(1, limit / (norm + 1e-6))
 
@@ -118,8 +121,8 @@ class Optimizer:
     AdamW, with weight decay), embeddings (AdamW, with decay), gains and biases (AdamW, without).
 
     m and v are vectors like w. g [n_threads, size] has a gradient like w for each thread, and
-    gradients[i] is g[i] as a tree; update uses g[0], to which the others have been added. decay:
-    the weight decay; by_muon: whether Muon updates the matrices inside blocks.
+    gradients[i] is g[i] as a tree. update uses g[0], after the others have been added to it.
+    decay: the weight decay; by_muon: whether Muon updates the matrices inside blocks.
     """
 
     def __init__(self, params, n_threads, decay, by_muon):
@@ -141,13 +144,13 @@ class Optimizer:
         self.matrices = [[view[name] for view in views] for name in names]  # [w, g, m] for muon
 
     def views(self, vector):
-        """Return {name: array of its shape}, all of them parts of a vector."""
+        """Return {name: view}. Each view is part of a vector, in the shape of a parameter."""
         return {
             name: vector[self.slices[name]].reshape(shape) for name, shape in self.shapes.items()
         }
 
     def update(self, scale, lr, step, pool):
-        """Change all weights by the gradient g[0] times scale. step: counts from 1."""
+        """Update all weights, with the gradient g[0] times scale. step: counts from 1."""
         jobs = []
         start = 0
         if self.by_muon:
@@ -164,7 +167,7 @@ class Optimizer:
 
 
 def layout(tensors):
-    """Return where each parameter lies in the vector, {name: slice}, and where each kind ends."""
+    """Return where each parameter is in the vector, {name: slice}, and where each kind ends."""
     kinds = {name: kind(name, x) for name, x in tensors.items()}
     slices, ends, size = {}, {}, 0
     for name in sorted(tensors, key=kinds.get):
@@ -175,12 +178,12 @@ def layout(tensors):
 
 
 def kind(name, x):
-    """Return MATRIX, EMBEDDING or VECTOR for a parameter and its name."""
+    """Return the kind of a parameter: MATRIX, EMBEDDING or VECTOR."""
     if x.ndim == 1:
         return VECTOR
     return MATRIX if name.startswith("h.") else EMBEDDING  # such as h.0.attn.c_attn.weight
 
 
 def ranges(start, stop):
-    """Return slices that together are range(start, stop), of PIECE numbers at most."""
+    """Split range(start, stop) into slices of at most PIECE numbers."""
     return [slice(i, min(i + PIECE, stop)) for i in range(start, stop, PIECE)]

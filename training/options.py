@@ -1,4 +1,4 @@
-"""The options of train.py: what they are, and where those that are not given come from."""
+"""Define the options of train.py, and find the values of those that are not given."""
 
 import argparse
 import os
@@ -10,78 +10,70 @@ from training.corpus import COPIES, TEXT_HELP, forget_credentials, is_address, r
 from training.run import checkpoint_path, read_checkpoint
 from utils import load_encoder_hparams_and_params, name_of
 
-number = cli.number  # number(kind, low, high) is a function that reads and checks a value
-whole, share = number(int, 1, 2**31), number(float, 0, 1)
-TUNING_RATE = 4e-4  # the learning rate of a model that has learned already
+number = cli.number  # number(kind, low, high) returns a function that reads and checks a value.
+positive, fraction = number(int, 1, 2**31), number(float, 0, 1)
+TUNING_RATE = 4e-4  # A model that has been trained before needs a smaller learning rate.
 
-# name: (default, kind, help). kind: a function that reads the value; a list of choices; bool for a
-# flag; or, if any text will do, the name for it in --help. {} in the help stands for the default.
+# name: (default, kind, help). kind is a function that reads the value, a list of choices, or bool
+# for a flag. If any text is valid, kind is its name in --help. {} in the help is the default.
 MODEL = {
     "n_layer": (6, number(int, 1, 1000), "layers ({})"),
-    "n_head": (4, whole, "heads, a divisor of n_embd ({})"),
-    "n_embd": (256, whole, "numbers per token ({})"),
-    "n_ctx": (
-        256,
-        whole,
-        "tokens of context ({}); with --init_from: length of the sequences (the model's context)",
-    ),
-    "vocab_size": (2048, number(int, 257), "tokens to learn from the text; 257: bytes only ({})"),
+    "n_head": (4, positive, "heads, a divisor of n_embd ({})"),
+    "n_embd": (256, positive, "numbers per token ({})"),
+    "n_ctx": (256, positive, "tokens of context ({}; with --init_from: the model's, or fewer)"),
+    "vocab_size": (2048, number(int, 257), "size of the vocabulary to learn; 257: bytes only ({})"),
     "tokenizer": (None, "MODEL", "take this model's vocabulary instead of learning one"),
     "init_from": (
         None,
         "MODEL",
-        "take weights, shape and vocabulary of this model; if train.py made it, also its text and "
-        "the other options that are not given, except those of the schedule",
+        "start from this model's weights, shape and vocabulary; if train.py made it, also use its "
+        "text and its options, except those of the schedule, unless they are given",
     ),
     "models_dir": ("models", "DIR", "where models are kept ({})"),
-    "dtype": ("float32", ["float32", "float16"], "of the saved weights; float16 takes half ({})"),
+    "dtype": ("float32", ["float32", "float16"], "of saved weights; float16 halves the file ({})"),
 }
 TRAINING = {
-    "batch_size": (12, whole, "sequences per step ({})"),
-    "iterations": (600, whole, "steps of the run ({})"),
+    "batch_size": (12, positive, "sequences per step ({})"),
+    "iterations": (600, positive, "steps of the run ({})"),
     "minutes": (None, number(float, 0.01), "length of the run, instead of iterations"),
-    "learning_rate": (
-        4e-3,
-        number(float, 0),
-        f"the highest learning rate ({{}}; {TUNING_RATE} with --init_from)",
-    ),
+    "learning_rate": (4e-3, number(float, 0), f"peak rate ({{}}; {TUNING_RATE} with --init_from)"),
     "warmup": (0.05, number(float, 1e-6, 1), "part of the run in which the rate rises ({})"),
-    "dropout": (0.1, number(float, 0, 0.99), "part of what a layer adds, left out at random ({})"),
-    "weight_decay": (0.1, number(float, 0), "of matrices ({})"),
-    "optimizer": ("muon", ["muon", "adamw"], "for matrices in blocks ({})"),
-    "eval_interval": (100, whole, "steps between evaluations and checkpoints ({})"),
+    "dropout": (0.1, number(float, 0, 0.99), "part of a layer's output, set to 0 at random ({})"),
+    "weight_decay": (0.1, number(float, 0), "weight decay of the matrices ({})"),
+    "optimizer": ("muon", ["muon", "adamw"], "for the matrices in blocks; adamw for the rest ({})"),
+    "eval_interval": (100, positive, "steps between evaluations and checkpoints ({})"),
     "seed": (0, number(int, 0), "the same seed, threads and iterations give the same run ({})"),
-    "threads": (None, number(int, 1, 1000), "(one per core)"),
+    "threads": (None, number(int, 1, 1000), "number of threads (one per core)"),
 }
 TEXT = {
     "val_fraction": (
         0.1,
-        share,
-        "the end of the text, held out to choose the best model; 0: none, keep the last ({})",
+        fraction,
+        "part of the text, its end, held out to find the best model; 0: none, keep the last ({})",
     ),
     "lowercase": (False, bool, "train on the text in lower case"),
     "stopwords": ([], "FILE", "drop the words in this file from the text"),
     "literal_endoftext": (False, bool, "read <|endoftext|> as ordinary text"),
     "merge_dropout": (
         0.0,
-        share,
-        f"train on {COPIES} copies of the text, each split into tokens differently: without this "
-        "part of the merges, then with more and more of them; keeps a long run from learning a "
-        "small text by heart ({:g})",
+        fraction,
+        f"train on {COPIES} copies of the text, each split into tokens differently: the first "
+        "without this part of the merges, each later one with more of them; this keeps a long run "
+        "from learning a small text by heart ({:g})",
     ),
 }
 ROWS = {**MODEL, **TRAINING, **TEXT}
 DEFAULTS = {"text": [], **{name: default for name, (default, _, _) in ROWS.items()}}
 
 SHAPE = ("vocab_size", "n_layer", "n_head", "n_embd")
-# What --init_from takes over from the model's training.json
+# --init_from takes these from the model's training.json.
 INHERITED = ("text", *TEXT, "n_ctx", "batch_size", "dropout", "weight_decay", "optimizer", "dtype")
-# What --resume must not change
+# --resume must not change these.
 FIXED = ("text", *TEXT, *SHAPE, "n_ctx", "init_from", "tokenizer", "dtype", "seed", "optimizer")
 
 
 def parser():
-    """Return the parser of the command's options. Its result holds only those that were given."""
+    """Return the parser of the command's options. Its result has only those that the user gave."""
     parser = cli.new_parser(
         "train.py",
         "Train a GPT from text files, into a Hugging Face model directory that gpt2.py opens.",
@@ -100,28 +92,23 @@ def parser():
     for title, rows in (("model", MODEL), ("training", TRAINING), ("text", TEXT)):
         group = parser.add_argument_group(title)
         for name, (default, kind, text) in rows.items():
-            how = {"type": kind}
+            keywords = {"type": kind}
             if kind is bool:
-                how = {"action": "store_true"}
+                keywords = {"action": "store_true"}
             elif isinstance(kind, list):
-                how = {"choices": kind}
+                keywords = {"choices": kind}
             elif isinstance(kind, str):
-                how = {"metavar": kind}
-            group.add_argument(f"--{name}", help=text.format(default), **how)
+                keywords = {"metavar": kind}
+            group.add_argument(f"--{name}", help=text.format(default), **keywords)
     return parser
 
 
 def resolve_options(given):
     """Return the options of a run as a Namespace, and the model that --init_from names, or None.
 
-    given: {name: value} as the parser returns it. In this order, a later one overrides an earlier:
-
-    1. the defaults
-    2. with --resume: the options of the unfinished run; otherwise, with --init_from: those in the
-       model's training.json
-    3. what was given
-
-    UsageError if they do not fit together.
+    given: {name: value} as the parser returns it. These values override those of the unfinished run
+    (with --resume) or those in the model's training.json (with --init_from), which override the
+    defaults. UsageError if the options contradict each other.
     """
     given = dict(given)
     out = given.pop("out")
@@ -134,8 +121,8 @@ def resolve_options(given):
         has_model = bool(unfinished.get("init_from"))
         check_options(unfinished, has_model, checkpoint_path(out), "--overwrite starts over")
     elif resume and (Path(out) / "training.json").is_file():
-        further = f"to train the model further, give --init_from {out} and another --out"
-        raise ValueError(f"{out}: its run is finished; {further}")
+        advice = f"to train the model further, give --init_from {out} and another --out"
+        raise ValueError(f"{out}: its run is finished; {advice}")
     for name in {"init_from", "tokenizer"} & given.keys():
         given[name] = name_of(given[name])  # without a password
     options = {**DEFAULTS, **unfinished, **given}
@@ -149,22 +136,22 @@ def resolve_options(given):
         model = load_encoder_hparams_and_params(options["init_from"], options["models_dir"])
         if not unfinished:
             defaults = {**DEFAULTS, "learning_rate": TUNING_RATE, "n_ctx": None}
-            found = inherited(model)
+            recorded = inherited(model)
             path = f"{options['init_from']}: training.json"
-            check_options(found, True, path, "repair or remove that file")
-            options = {**defaults, **found, **given}
-        options |= dict.fromkeys(SHAPE)  # None stands for the model's own
+            check_options(recorded, True, path, "repair or remove that file")
+            options = {**defaults, **recorded, **given}
+        options |= dict.fromkeys(SHAPE)  # None means that the model decides
     if options["tokenizer"]:
         options["vocab_size"] = None
     n_embd, n_head, n_ctx = options["n_embd"], options["n_head"], options["n_ctx"]
     if not options["text"]:
-        none = f"; {out} holds no unfinished run" if resume else ""
-        raise cli.UsageError(f"which text? give one or more files{none}")
+        reason = f"; {out} holds no unfinished run" if resume else ""
+        raise cli.UsageError(f"which text? give one or more files{reason}")
     if model is None and n_embd % n_head != 0:
         raise cli.UsageError(f"--n_embd {n_embd} is not divisible by --n_head {n_head}")
     if model and n_ctx and n_ctx > model[1]["n_ctx"]:
-        has = f"{options['init_from']} has a context of {model[1]['n_ctx']} tokens"
-        raise ValueError(f"{has}: --n_ctx {n_ctx} is more")
+        limit = f"{options['init_from']} has a context of {model[1]['n_ctx']} tokens"
+        raise ValueError(f"{limit}: --n_ctx {n_ctx} is more")
     options = absolute(options)
     changed = [name for name in FIXED if unfinished and options[name] != unfinished.get(name)]
     if changed:
@@ -173,20 +160,20 @@ def resolve_options(given):
 
 
 def inherited(model):
-    """Return what a model's training.json says about its text and its training."""
+    """Return the options in a model's training.json that a new run takes from it."""
     _, hparams, _ = model
-    found = {name: x for name, x in hparams["training"].items() if name in INHERITED}
-    if found.get("text") == ["-"]:  # standard input cannot be read again
-        del found["text"]
-    return found
+    options = {name: x for name, x in hparams["training"].items() if name in INHERITED}
+    if options.get("text") == ["-"]:  # standard input cannot be read again
+        del options["text"]
+    return options
 
 
 def check_options(options, has_model, path, advice):
-    """Raise ValueError naming the file if an option has a value that the parser would not give."""
+    """Raise ValueError naming the file if an option has a value that the parser would refuse."""
     for name, value in options.items():
         if not is_valid(name, value, options, has_model):
             raise ValueError(
-                f"{path}: {name} is {value!r:.40}, which train.py does not take: {advice}"
+                f"{path}: {name} is {value!r:.40}, which train.py does not accept: {advice}"
             )
 
 
@@ -195,7 +182,7 @@ def is_valid(name, value, options, has_model):
         is_list = isinstance(value, list) and all(isinstance(x, str) for x in value)
         return is_list and (name == "stopwords" or len(value) > 0)
     default, kind, _ = ROWS[name]
-    if value is None:  # stands for the value of the model or of the vocabulary
+    if value is None:  # the model or the vocabulary decides
         has_vocabulary = name == "vocab_size" and options.get("tokenizer")
         return default is None or has_vocabulary or (has_model and name in (*SHAPE, "n_ctx"))
     if kind is bool:
@@ -211,9 +198,9 @@ def is_valid(name, value, options, has_model):
 
 
 def absolute(options):
-    """Return the options with absolute paths, as a run may be resumed from another directory.
+    """Return the options with absolute paths, since a run may be resumed from another directory.
 
-    The words of --stopwords replace their file, and threads is a number.
+    stopwords becomes the list of words in the file, and threads the number of cores if not given.
     """
     options = dict(options)
     for name in ("init_from", "tokenizer"):

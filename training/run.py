@@ -1,15 +1,15 @@
-"""What a run of train.py keeps on disk, and how it is resumed after a kill.
+"""Keep the files of a run of train.py, and resume the run after a kill.
 
     OUT/                            the best model so far, a model directory
-    OUT/log.csv, OUT/training.json  the loss, step by step; the options of the run
+    OUT/log.csv, OUT/training.json  the losses of the run; its options
     OUT/training/tokens.bin         the text as ids
-    OUT/training/vocab.json ...     the vocabulary, unless it is that of --init_from
-    OUT/training/checkpoint...      the optimizer's w, m and v, and the record, as last evaluated
+    OUT/training/vocab.json ...     the vocabulary, unless it comes from --init_from
+    OUT/training/checkpoint...      the optimizer's w, m and v, and the Record, at each evaluation
     OUT/training/lock               locked while a process trains
 
-The directory training/ is removed when the run has ended, or if it could not begin. A run does not
-begin if a file of the user has a name that the run needs. With --overwrite it replaces such a file
-in OUT, and removes those that train.py has made there before, which training.json lists.
+OUT/training is removed when the run ends, and if it cannot begin. A run does not begin if the user
+has a file with a name that the run needs. With --overwrite, it replaces such a file in OUT, and
+removes the files that train.py has made there before, which training.json lists.
 """
 
 import contextlib
@@ -37,12 +37,11 @@ from training import corpus
 from training.optimizer import Optimizer
 from utils import load_encoder
 
-RUN_FILES = ("tokens.bin", "checkpoint.safetensors", *FILES)  # what a run keeps in OUT/training
-MARK = b"train.py has made the files here\n"  # what it writes into the lock
-# What a run writes into OUT, besides a vocabulary
-OUT_FILES = {"config.json", "model.safetensors", "training.json", "log.csv"}
-VOCABULARY = {GENERATION, *FILES}  # what changes the meaning of a model, if it is in OUT
-LEARNED = {"vocab.json", "merges.txt"}  # the files of a vocabulary that train.py has learned
+RUN_FILES = ("tokens.bin", "checkpoint.safetensors", *FILES)  # A run keeps these in OUT/training.
+MARK = b"train.py has made the files here\n"  # A run writes this into the lock.
+OUT_FILES = {"config.json", "model.safetensors", "training.json", "log.csv"}  # OUT gets these.
+VOCABULARY = {GENERATION, *FILES}  # In OUT, such a file changes the meaning of the model.
+LEARNED = {"vocab.json", "merges.txt"}  # These are the files of a vocabulary learned by train.py.
 OTHER_MODEL = re.compile(
     r"(pytorch_model|model)[\w.-]*\.(bin|safetensors)(\.index\.json)?"  # Hugging Face
     r"|hparams\.json|encoder\.json|vocab\.bpe|checkpoint|model\.ckpt.*"  # OpenAI
@@ -51,27 +50,27 @@ OTHER_MODEL = re.compile(
 
 @dataclass
 class Record:
-    """What a checkpoint keeps beside the weights and the optimizer's m and v."""
+    """Everything in a checkpoint except the optimizer's w, m and v."""
 
     settings: dict  # the options of the run
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf  # the lowest validation loss so far
-    log: list = field(default_factory=list)  # [step, seconds, loss, validation loss or None], ...
-    n_noisy: int = 0  # ids of the text's copies with merge dropout, which come first
-    n_train: int = 0  # ids of the text itself
-    n_val: int = 0  # ids of the held-out text, which come last
+    log: list = field(default_factory=list)  # rows [step, seconds, loss, validation loss or None]
+    n_noisy: int = 0  # how many ids the copies with merge dropout have, which come first
+    n_train: int = 0  # how many ids the text itself has, which come next
+    n_val: int = 0  # how many ids the held-out text has, which come last
 
 
 class Run:
-    """A model that is being trained, in the directory out."""
+    """A model that is being trained, and its directory out."""
 
     def __init__(self, out, encoder, hparams, optimizer, record):
         self.out, self.encoder, self.hparams = str(out), encoder, hparams
         self.optimizer, self.record = optimizer, record
 
     def read_ids(self):
-        """Return the ids to train on and those held out, both mapped: they may exceed memory."""
+        """Return the ids to train on and those held out. Both are mapped, not read into memory."""
         path, record = ids_path(self.out), self.record
         dtype, n_ids = corpus.id_type(self.encoder), record.n_noisy + record.n_train + record.n_val
         if not path.is_file() or path.stat().st_size != n_ids * np.dtype(dtype).itemsize:
@@ -83,14 +82,13 @@ class Run:
         return ids[:n], ids[n:]
 
     def log(self, loss, val_loss=None):
-        """Add a row to the log: the mean loss since the last row, in nats per token."""
+        """Add a row to the log. loss: the mean since the last row, in nats per token."""
         self.record.log.append([self.record.step, self.record.seconds, loss, val_loss])
 
     def save(self, dtype):
-        """Save the model, unless an earlier one was better, then the log, then the checkpoint.
+        """Save the model unless an earlier one was better, then the log, then the checkpoint.
 
-        The checkpoint is saved last: a run that is killed earlier continues from the one before,
-        and repeats the steps since.
+        A run that is killed in between repeats the steps since the previous checkpoint.
         """
         out = Path(self.out)
         val_loss = self.record.log[-1][-1]
@@ -102,8 +100,8 @@ class Run:
             for name in made_before(out) - names:
                 (out / name).unlink(missing_ok=True)
             with write_atomic(out / "training.json") as file:
-                about = {**self.record.settings, "files": sorted(names)}
-                file.write(json.dumps(about, indent=2).encode() + b"\n")
+                content = {**self.record.settings, "files": sorted(names)}
+                file.write(json.dumps(content, indent=2).encode() + b"\n")
             save_model(out, self.hparams, params, vocabulary, dtype)
         with write_atomic(out / "log.csv") as file:
             file.write(b"step,seconds,loss,validation_loss\n")
@@ -142,7 +140,7 @@ def read_checkpoint(out):
 
 
 def holds_numbers(record):
-    """Return whether the values of a Record, which come from a file, have the right types."""
+    """Return whether the values of a Record from a file have the right types."""
     if not isinstance(record.settings, dict) or {*map(type, record.log)} - {list}:
         return False
     counts = [record.step, record.n_noisy, record.n_train, record.n_val]
@@ -157,7 +155,7 @@ def holds_numbers(record):
 
 
 def made_before(out):
-    """Return the names of the files in a directory that earlier runs have made."""
+    """Return the names of the files in OUT that earlier runs have made."""
     with contextlib.suppress(OSError, ValueError):
         names = read_json(Path(out) / "training.json").get("files")
         if isinstance(names, list):
@@ -167,10 +165,9 @@ def made_before(out):
 
 @contextlib.contextmanager
 def lock_run(out):
-    """Keep other trainings out of a directory, and clean up afterwards.
+    """Lock OUT, so that one process trains there at a time, and clean up afterwards.
 
-    A run that has ended, or could not begin, leaves nothing but its model: no file and no directory
-    that only a run needs.
+    A run that has ended leaves nothing but its model, and one that could not begin leaves nothing.
     """
     work = checkpoint_path(out).parent
     made = missing_directories(work)
@@ -179,36 +176,36 @@ def lock_run(out):
         raise ValueError(f"{out}: another training is writing there; wait, or use another --out")
     try:
         if claim(out, lock):
-            made = [work]  # by the process that was killed
+            made = [work]  # the run that was killed made this directory
         yield
     finally:
         lock.seek(0)
         content = lock.read()
         if content == MARK:
             remove_run_files(out)
-        # Remove the lock while it is locked, or another training could lock it in between. Windows
-        # cannot remove an open file.
+        # The file is removed while it is locked, or another process could lock it in between. On
+        # Windows that is impossible: an open file cannot be removed.
         if os.name == "nt":
             lock.close()
         if content in (b"", MARK):
             with contextlib.suppress(OSError):
                 (work / "lock").unlink()
         lock.close()
-        with contextlib.suppress(OSError):  # a directory that is not empty stays
+        with contextlib.suppress(OSError):  # directories that are not empty stay
             for path in made:  # the innermost first
                 path.rmdir()
 
 
 def claim(out, lock):
-    """Mark OUT/training as this run's, and return whether an earlier run has left files in it.
+    """Mark OUT/training as made by train.py, and return whether an earlier run has left it behind.
 
-    ValueError if a file there has a name that a run uses, and no run has made it.
+    ValueError if it has a file that was not made by train.py, under a name that a run needs.
     """
     work = checkpoint_path(out).parent
     content = lock.read()
     is_left = content == MARK
     if checkpoint_path(out).exists() and not is_left:
-        read_checkpoint(out)  # ValueError if it is the user's
+        read_checkpoint(out)  # ValueError if train.py has not made it
         is_left = True
     if not is_left:
         others = [path for path in work.iterdir() if is_run_file(path.name)]
@@ -229,7 +226,7 @@ def is_run_file(name):
 
 
 def remove_run_files(out):
-    """Remove what only a run needs, apart from what --resume needs if there is a checkpoint."""
+    """Remove the files of a run. If there is a checkpoint, keep those that --resume needs."""
     work = checkpoint_path(out).parent
     kept = RUN_FILES if checkpoint_path(out).exists() else ()
     for path in work.iterdir():
@@ -241,9 +238,9 @@ def remove_run_files(out):
 
 
 def open_run(out, options, model, resume=False, overwrite=False):
-    """Return the Run, as of its last checkpoint if it is resumed, otherwise at its beginning.
+    """Begin a run, or resume it at its last checkpoint, and return the Run.
 
-    options: from resolve_options; model: encoder, hparams and params of --init_from, or None.
+    options, model: from resolve_options. model has encoder, hparams and params, or is None.
     """
     if checkpoint_path(out).exists():
         if resume:
@@ -258,8 +255,8 @@ def open_run(out, options, model, resume=False, overwrite=False):
 
 
 def check_out(out, encoder, overwrite):
-    """Raise ValueError if a run would replace a file without --overwrite, or if a file that it does
-    not replace would change the meaning of its model."""
+    """Raise ValueError if a run would replace a file without --overwrite, or if a file that would
+    stay in OUT changes the meaning of the new model."""
     here = {path.name for path in Path(out).glob("*")}
     if overwrite:
         names = vocabulary_files(encoder.vocabulary).keys() if encoder else LEARNED
@@ -274,7 +271,7 @@ def check_out(out, encoder, overwrite):
 
 
 def resume_run(out, options, model):
-    """Return the Run as of its last checkpoint."""
+    """Return the Run in the state of its last checkpoint."""
     vectors, record = read_checkpoint(out)
     record.settings = vars(options)
     if model is None:
@@ -282,7 +279,7 @@ def resume_run(out, options, model):
     run = new_run(out, options, model, record)
     if any(x.shape != run.optimizer.w.shape or x.dtype != np.float32 for x in vectors.values()):
         raise ValueError(
-            f"{checkpoint_path(out)} is of another model; use --overwrite to start over"
+            f"{checkpoint_path(out)} is from another model; use --overwrite to start over"
         )
     run.optimizer.w[...] = vectors["w"]
     run.optimizer.m[...] = vectors["m"]
@@ -296,7 +293,7 @@ def begin_run(out, options, model, encoder):
     n_ctx = options.n_ctx or model[1]["n_ctx"]
     encoder = prepare_text(out, options, encoder, n_ctx, record)
     if model is None:
-        for name in FILES:  # left by the run that --overwrite replaces
+        for name in FILES:  # the run that --overwrite replaces may have left some
             (ids_path(out).parent / name).unlink(missing_ok=True)
         save_vocabulary(encoder.vocabulary, ids_path(out).parent)
         model = new_model(options, encoder)
@@ -313,9 +310,9 @@ def new_run(out, options, model, record):
 
 
 def prepare_text(out, options, encoder, n_ctx, record):
-    """Write the text to tokens.bin and its length to the record, and return the encoder.
+    """Write the ids of the text to tokens.bin and their counts to the record. Return the encoder.
 
-    Without an encoder a vocabulary is learned, from the text that is not held out.
+    If encoder is None, learn a vocabulary from the text to train on.
     """
     changes = {name: getattr(options, name) for name in corpus.CHANGES}
     path = ids_path(out)
@@ -328,7 +325,7 @@ def prepare_text(out, options, encoder, n_ctx, record):
     rng = np.random.default_rng(options.seed)
     with write_atomic(path) as file:
         for spelling in corpus.segmentations(encoder, options.merge_dropout, rng):
-            record.n_noisy += record.n_train  # what was written before is no longer the last copy
+            record.n_noisy += record.n_train  # the copy before this one was not the text itself
             record.n_train = corpus.write_ids(file, train_parts, spelling, **changes)
         record.n_val = corpus.write_ids(file, val_parts, encoder, **changes)
         if record.n_train <= n_ctx or (options.val_fraction > 0 and record.n_val < 2):
@@ -337,12 +334,12 @@ def prepare_text(out, options, encoder, n_ctx, record):
                 f"{record.n_val} to validate, and a sequence takes {n_ctx + 1}: use more text, a "
                 "smaller --n_ctx or another --val_fraction"
             )
-        checkpoint_path(out).unlink(missing_ok=True)  # of a run that --overwrite replaces
+        checkpoint_path(out).unlink(missing_ok=True)  # --overwrite replaces the run that made it
     return encoder
 
 
 def new_model(options, encoder):
-    """Return encoder, hparams and random params of a model that has learned nothing yet."""
+    """Return encoder, hparams and random params of an untrained model."""
     hparams = {
         "n_vocab": encoder.n_vocab,
         **{name: getattr(options, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")},
@@ -355,9 +352,9 @@ def new_model(options, encoder):
 def init_params(hparams, rng):
     """Return random parameters, as small as those of GPT-2: Radford et al. 2019, section 2.3.
 
-    A sum of n independent random numbers is sqrt(n) times as large as one of them, and each of
-    n_layer blocks adds twice to the residual stream: attention and MLP. So what they add is divided
-    by sqrt(2 n_layer), and the sum is as large in a deep model as in a shallow one.
+    A sum of n independent random numbers is about sqrt(n) times as large as one of them. And each
+    of n_layer blocks adds twice to the residual stream: attention and MLP. So what they add is
+    divided by sqrt(2 n_layer), and the sum is as large in a deep model as in a shallow one.
     """
     tensors = {}
     for name, shape in parameter_shapes(**hparams).items():

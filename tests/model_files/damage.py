@@ -1,9 +1,10 @@
-"""Files and model directories as a bad disk, or somebody with bad intentions, would leave them.
+"""Damage files and model directories as a bad disk or an attacker would.
 
     python tests/model_files/damage.py [N]
 
-Run gpt2.py, as a process, on each of N damaged model directories (2,000), and print what came of
-it. The exit status is 1 if one of them was neither used nor refused as it should be.
+Run gpt2.py on N damaged model directories (by default 2,000), each in a process of its own, and
+count the outcomes. The exit status is 1 if gpt2.py neither uses one correctly nor refuses it with
+an error of one line.
 """
 
 import contextlib
@@ -29,28 +30,10 @@ from model_files.safetensors import read_safetensors, write_safetensors
 from model_files.vocabulary import read_vocabulary
 
 EVIL = (
-    *(
-        None,
-        True,
-        0,
-        1,
-        -1,
-        2.5,
-        1e308,
-        10**6,
-        10**9,
-        1 << 31,
-        1 << 62,
-        10**30,
-        "",
-        "F16",
-        "BF16",
-        [],
-        {},
-    ),
-    *([0, 0], [1, 1, 257, 8], [[]], {"a": 1}, "transformer.wte.weight"),
+    *(None, True, 0, 1, -1, 2.5, 1e308, 10**6, 10**9, 1 << 31, 1 << 62, 10**30),
+    *("", "F16", "BF16", [], {}, [0, 0], [1, 1, 257, 8], [[]], {"a": 1}, "transformer.wte.weight"),
 )
-DEEP = "nested"  # stands for lists in lists, which json.dumps cannot write
+DEEP = "nested"  # It stands for deeply nested lists, which json.dumps cannot write.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SETTINGS += "generation_config.json", "training.json"
 NAMES = (
@@ -66,7 +49,8 @@ KEYS = (
 
 
 def mutate(rng, data):
-    """data with a few bits flipped, bytes replaced, inserted, deleted, repeated, or cut off."""
+    """Return data after a few changes: bits flipped, bytes replaced, inserted, deleted, repeated,
+    or the end cut off."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         at, n = rng.randrange(len(data) or 1), rng.choice([1, 1, 2, 4, 9, 40])
@@ -87,7 +71,7 @@ def mutate(rng, data):
 
 
 def mutate_json(rng, data):
-    """JSON with one value somewhere in it replaced, dropped, or put under another name."""
+    """Return JSON after one change: a value replaced, removed, or moved to another key."""
     content = json.loads(data)
     inner, key = content, rng.choice(list(content))
     while isinstance(inner[key], (dict, list)) and inner[key] and rng.random() < 0.8:
@@ -109,7 +93,8 @@ def mutate_json(rng, data):
 
 
 def shard(directory):
-    """Split the weights into two files with an index, as transformers does with large models."""
+    """Split the weights into two files, as transformers does with large models. Return the path of
+    the index and its weight_map."""
     path = directory / "model.safetensors"
     tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
     path.unlink()
@@ -141,24 +126,24 @@ def build_models(directory):
 
 
 class Unsuited(Exception):
-    """The file cannot be damaged in this way."""
+    """Raised if a file cannot be damaged in this way."""
 
 
 def regular_files(directory):
-    """Files that can be read in an instant."""
+    """Return the paths of the regular files of at most 32 MB in a directory."""
     paths = [path for path in sorted(directory.iterdir()) if path.is_file()]
     return [path for path in paths if path.stat().st_size < 1 << 25]
 
 
 def put(path, data):
-    """Write a file, but into nothing else that may be there."""
+    """Write a file, unless the path is a directory, a pipe or a device."""
     if os.path.lexists(path) and not path.is_file():
         raise Unsuited
     path.write_bytes(data)
 
 
 def change_bytes(rng, path, others):
-    """Change a few bytes, but none of a number in the weights."""
+    """Change a few bytes, but not those of the weights themselves."""
     if ".data-" in path.name:
         raise Unsuited
     data = path.read_bytes()
@@ -169,7 +154,7 @@ def change_bytes(rng, path, others):
 
 
 def change_value(rng, path, others):
-    """Change a value in JSON: often in the file of the model's sizes, or in a header."""
+    """Change a value in JSON, often in the file with the model's sizes or in a header."""
     sizes = [path.parent / name for name in ("config.json", "hparams.json")]
     path = rng.choice([path, *filter(Path.is_file, sizes)])
     data = path.read_bytes()
@@ -184,7 +169,7 @@ def change_value(rng, path, others):
 
 
 def add_settings(rng, path, others):
-    """Write another file of settings beside those that are there."""
+    """Add or replace a file of settings."""
     settings = {rng.choice(KEYS): rng.choice(EVIL) for _ in range(2)}
     if rng.random() < 0.3:
         settings["added_tokens_decoder"] = {str(rng.choice(EVIL)): {"content": "<|y|>"}}
@@ -192,7 +177,7 @@ def add_settings(rng, path, others):
 
 
 def change_length(rng, path, others):
-    """Cut a file off or append zeros, up to a gigabyte of them, which take no space."""
+    """Cut a file off, or append up to a gigabyte of zeros, which take no space on the disk."""
     size = path.stat().st_size
     os.truncate(path, rng.choice([0, 1, rng.randrange(size or 1), size - 1, size + 9, 1 << 30]))
 
@@ -210,16 +195,17 @@ def change_shape(rng, path, others):
 
 
 def remove(rng, path, others):
+    """Remove a file."""
     path.unlink()
 
 
 def copy(rng, path, others):
-    """Give a file a second name, which may be that of another one."""
+    """Copy a file to another name, which may be that of another file."""
     put(path.parent / rng.choice(NAMES), path.read_bytes())
 
 
 def swap(rng, path, others):
-    """Let two files change places."""
+    """Exchange two files."""
     other = rng.choice(regular_files(path.parent))
     data = path.read_bytes(), other.read_bytes()
     path.write_bytes(data[1])
@@ -227,13 +213,13 @@ def swap(rng, path, others):
 
 
 def take_from_another(rng, path, others):
-    """Add or replace a file by that of another model."""
+    """Add a file of another model, or replace one by it."""
     foreign = rng.choice(regular_files(rng.choice(others)))
     put(path.parent / rng.choice([foreign.name, foreign.name, path.name]), foreign.read_bytes())
 
 
-def put_in_its_place(rng, path, others):
-    """Replace a file by something that is not one, or by a link."""
+def replace_by_special_file(rng, path, others):
+    """Replace a file by a directory, a pipe, a socket, or a link to something else."""
     path = rng.choice([path, path, path.parent / rng.choice(NAMES)])
     path.unlink(missing_ok=True)
     kind = rng.choice(["directory", "pipe", "socket", "device", "loop", "nowhere", "link"])
@@ -244,41 +230,49 @@ def put_in_its_place(rng, path, others):
         os.mkfifo(path)
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as end, contextlib.suppress(OSError):
-            end.bind(os.path.relpath(path))  # its path may be too long
+            end.bind(os.path.relpath(path))  # This fails if the path is too long.
     else:
         path.symlink_to(targets[kind])
 
 
 KINDS = (
     *(change_bytes, change_bytes, change_value, change_value, add_settings, change_length),
-    *(change_shape, remove, copy, swap, take_from_another, put_in_its_place, put_in_its_place),
+    *(
+        change_shape,
+        remove,
+        copy,
+        swap,
+        take_from_another,
+        replace_by_special_file,
+        replace_by_special_file,
+    ),
 )
 
 
 def damage(seed, models, directory):
-    """Make a damaged copy of one of the models; return which one it was, and what was done."""
+    """Make a damaged copy of one of the models. Return the model and a list of the changes."""
     rng = random.Random(seed)
     model = models[-1] if seed % 20 == 0 else rng.choice(models[:-1])
     shutil.copytree(model, directory)
-    done = []
+    changes = []
     n = rng.choice([1, 1, 1, 2, 3])
-    while len(done) < n and regular_files(directory):
+    while len(changes) < n and regular_files(directory):
         path, kind = rng.choice(regular_files(directory)), rng.choice(KINDS)
-        # A file that has been damaged before may be no JSON, and empty.
+        # After an earlier change the file may be empty or not JSON.
         with contextlib.suppress(Unsuited, ValueError, IndexError, AttributeError, TypeError):
             kind(rng, path, models)
-            done.append(f"{kind.__name__} {path.name}")
-    return model, ", ".join(done)
+            changes.append(f"{kind.__name__} {path.name}")
+    return model, ", ".join(changes)
 
 
-# What gpt2.py does with them
+# Running gpt2.py on them
 
 OPTIONS = "hi", "--n_tokens_to_generate", "5", "--model_size"
 NOTES = "was trained on text", "the model sees", "the text is longer than the context"
 
 
 def judge(status, output, errors, expected):
-    """Return "unchanged", "another text", "refused", or else what is wrong."""
+    """Return "unchanged", "another text" or "refused", or a description of a wrong outcome."""
     lines = errors.splitlines()
     if status == 0 and all(any(note in line for note in NOTES) for line in lines):
         return "unchanged" if output == expected else "another text"
@@ -300,14 +294,14 @@ for directory in sys.argv[1].split(":"):
 try:
     peak = int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
 except FileNotFoundError:
-    peak = 0  # macOS
+    peak = 0  # This is not Linux.
 print(peak / 1024)
 """
 
 
 def run_all(directories):
-    """Return [status, output, errors] of gpt2.py for each directory and, as one process runs it on
-    all of them, the megabytes that this took, or 0 where the system does not say."""
+    """Run gpt2.py on all directories in one process. Return [[status, output, errors], ...] and the
+    megabytes of memory that it needed at most, or 0 if the system does not tell."""
     names = ":".join(map(str, directories))
     arguments = [sys.executable, "-c", IN_ONE, names, *OPTIONS]
     process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -317,7 +311,7 @@ def run_all(directories):
 
 
 def run(directory):
-    """Return (status, output, errors), the seconds and the megabytes that gpt2.py took."""
+    """Run gpt2.py on a directory. Return (status, output, errors), its seconds and megabytes."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -346,17 +340,17 @@ def main(n):
         expected = {model: run(model)[0][1] for model in models}
         for seed in range(n):
             directory = Path(scratch) / "damaged"
-            model, done = damage(seed, models, directory)
-            found, *costs = run(directory)
-            result = judge(*found, expected[model])
+            model, changes = damage(seed, models, directory)
+            outcome, *costs = run(directory)
+            result = judge(*outcome, expected[model])
             if result not in ("unchanged", "another text", "refused"):
                 wrong += 1
-                print(f"{seed} {model.name}, {done}: {result}", flush=True)
+                print(f"{seed} {model.name}, {changes}: {result}", flush=True)
             elif costs[0] > 10 or costs[1] > 300:
                 wrong += 1
-                print(f"{seed} {model.name}, {done}: {costs[0]:.1f} s, {costs[1]:.0f} MB")
+                print(f"{seed} {model.name}, {changes}: {costs[0]:.1f} s, {costs[1]:.0f} MB")
             results[result] += 1
-            most = [max(pair) for pair in zip(most, ((cost, done) for cost in costs))]
+            most = [max(pair) for pair in zip(most, ((cost, changes) for cost in costs))]
             shutil.rmtree(directory)
     counts = ", ".join(
         f"{results[name]} {name}" for name in ("unchanged", "another text", "refused")

@@ -1,9 +1,10 @@
-"""A hub, the host of its large files, and OpenAI's store, on 127.0.0.1, with a network's faults.
+"""Stand-ins for the hub, the host of its large files, and OpenAI's store, with a network's faults.
 
-The hub answers as the real one does (tests/hub_client.py puts Hugging Face's own client before it):
-the list of a repository with sizes and hashes; a small file after a redirect to a relative address,
-a large one after a redirect to a signed address of another host, which expires; refusals with
-X-Error-Code and X-Error-Message. The store sends Content-MD5 with a whole file.
+They listen on 127.0.0.1. The hub answers as the real one does; tests/hub_client.py checks that with
+Hugging Face's own client. It lists a repository with sizes and hashes. It sends a small file after
+a redirect to a relative address, and a large one after a redirect to a signed address of another
+host, which expires. It refuses with X-Error-Code and X-Error-Message. The store sends Content-MD5
+with a complete file.
 """
 
 import base64
@@ -20,8 +21,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to this network</body></html>\n" * 30
 PORTAL = b'{"code": 511, "message": "log in to this network", "url": "http://10.0.0.1/login"}'
-HOSTILE = "Nope\x1b[2J\x1b]0;owned\x07"  # a reason phrase that would clear the screen
-ANSWERS = {  # faults that are an answer of their own: status, headers, body
+HOSTILE = "Nope\x1b[2J\x1b]0;owned\x07"  # As a reason phrase, this would clear the screen.
+ANSWERS = {  # {fault: the answer instead of the file: status, headers, body}
     "429": (429, {"RateLimit": '"resolvers";r=0;t=0'}, b""),
     "503": (503, {}, b""),
     "503 after": (503, {"Retry-After": "0"}, b""),
@@ -32,22 +33,30 @@ ANSWERS = {  # faults that are an answer of their own: status, headers, body
     "page": (200, {"Content-Type": "text/html"}, PAGE),
     "portal": (200, {"Content-Type": "application/json"}, PORTAL),
 }
-KINDS = (  # of faults
+KINDS = (  # the names of all faults
     *(*ANSWERS, "hostile", "cut headers", "circle", "gone", "expired", "changed"),
     *("break", "reset", "slow", "stall", "length", "bytes", "portal as file"),
     *("no ranges", "other range", "416", "chunked", "gzip", "no length", "cut", "cut chunked"),
-    "half",  # as the part of a file, although nobody has asked for a part
+    "half",  # half of the file, sent as a part although the client has not asked for a part
 )
 
 
 class Servers:
-    """hub, content and store: base addresses; files: {"owner/name/file" or "size/file": bytes}.
+    """The three servers. All attributes may be changed while they run:
 
-    commit: what main is at; history: {commit: files} of what it was at before a file changed.
-    revisions: the names that a repository has beside its commit; gated, private: repositories;
-    renamed: {old: new}; tokens: {token: repositories that it may read}. plain: a mirror without the
-    hub's API. faults: (one of KINDS or "", a number from 0 to 1 that says where), for each next
-    request; at: {file or "list": the same}; log: [path, first byte asked for, bytes sent, headers].
+    hub, content, store   their base addresses
+    files       {"owner/name/file" or "size/file": bytes}
+    commit      the commit of all repositories
+    history     {earlier commit: its files}, for the fault "changed"
+    revisions   the other names of the commit
+    gated, private   names of repositories
+    renamed     {old name of a repository: new name}
+    tokens      {token: repositories that it may read}
+    plain       True for a mirror without the hub's API
+    faults      [(one of KINDS or "", where in the file, from 0 to 1)], one for each next request
+    at          {file or "list": faults of requests for it}
+    pace        seconds before each next 64th of a file
+    log         [path, first byte asked for, bytes sent, headers of the request] of each request
     """
 
     def reset(self, commit="c" * 40):
@@ -80,8 +89,8 @@ class Servers:
             return faults.pop(0) if faults else ("", 0)
 
     def behind(self, query):
-        """The fault, where it is, and the data of a signed address. An address that has expired
-        stays so; another fault comes once."""
+        """Return the fault, its place, and the data of a signed address. An expired address stays
+        expired; any other fault happens once."""
         link = query.get("link", [""])[0]
         with self.lock:
             fault, where, data = self.links.get(link, ("expired", 0, b""))
@@ -91,6 +100,7 @@ class Servers:
 
 
 def git_sha1(data):
+    """Return git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -111,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             self.servers.log.append(self.entry)
         try:
             self.reply()
-        except OSError:  # the client has gone
+        except OSError:  # The client has closed the connection.
             pass
         self.close_connection = True
 
@@ -137,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def refuse(self, fault):
-        """Give the answer that a fault is, if it is one; return whether it is."""
+        """Send the answer of a fault that has its own. Return whether it has one."""
         if fault in ANSWERS:
             self.answer(*ANSWERS[fault])
         elif fault == "hostile":
@@ -149,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         return fault in (*ANSWERS, "hostile", "cut headers", "circle")
 
     def send_file(self, data, headers, fault="", where=0.0):
-        """Send a file, or the part of it that was asked for, or what the fault makes of it."""
+        """Send a file or the requested part of it, with a fault."""
         if fault == "portal as file":
             return self.answer(200, headers, PORTAL)
         if fault == "bytes":
@@ -178,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
         cut = int(where * len(body)) if is_cut else len(body)
         pause = self.servers.pace if len(body) > 4096 else 0.0002 if fault == "slow" else 0
         self.answer(status, headers, body[:cut], pause=pause, is_whole=cut == len(body))
-        if fault == "reset":  # closing with this option set sends RST
+        if fault == "reset":  # With this option, closing the connection sends RST.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if fault == "stall":
             time.sleep(1.2)
@@ -193,7 +203,7 @@ class Hub(Handler):
         self.answer(status, code | {"X-Error-Message": message} | headers, body)
 
     def may_read(self, repo, revision="main", is_list=False):
-        """Return whether the client may read a revision; if not, this has been answered."""
+        """Return whether the client may read a revision. If not, send the refusal."""
         servers, token = self.servers, self.headers.get("Authorization", "").removeprefix("Bearer ")
         is_known = repo in servers.tokens.get(token, ())
         is_there = any(key.startswith(f"{repo}/") for key in servers.files)
@@ -244,9 +254,9 @@ class Hub(Handler):
         link = f"{len(servers.links):x}"
         servers.links[link] = fault, where, data
         if not name.endswith(".safetensors"):
-            place = f"/api/resolve-cache/models/{repo}/{commit['X-Repo-Commit']}/{quote(name)}"
-            place += f"?{quote(self.path, safe='')}=&etag=%22{git_sha1(data)}%22&link={link}"
-            return self.answer(307, commit | {"Location": place}, b"See other")
+            location = f"/api/resolve-cache/models/{repo}/{commit['X-Repo-Commit']}/{quote(name)}"
+            location += f"?{quote(self.path, safe='')}=&etag=%22{git_sha1(data)}%22&link={link}"
+            return self.answer(307, commit | {"Location": location}, b"See other")
         location = f"{servers.content}/xet-bridge-us/{quote(key)}?X-Amz-Credential=AKIA&Expires=1"
         headers = commit | {
             "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
@@ -263,14 +273,14 @@ class Hub(Handler):
             self.send_file(data, {**headers, "ETag": f'"{git_sha1(data)}"'}, fault, where)
 
     def api(self, repo, what, revision, fault, where):
-        """The list of a repository: of a revision, or as the tree of one."""
+        """Send the list of a repository's files, or the tree of a revision."""
         if not self.may_read(repo, revision or "main", is_list=True):
             return
         servers, prefix = self.servers, f"{repo}/"
         commit = revision if revision in servers.history else servers.commit
         files = servers.history.get(revision, servers.files)
         files = {key[len(prefix) :]: data for key, data in files.items() if key.startswith(prefix)}
-        found = {
+        listing = {
             "_id": "1",
             "id": repo,
             "sha": commit,
@@ -279,15 +289,16 @@ class Hub(Handler):
             "siblings": [self.sibling(*item) for item in sorted(files.items())],
         }
         if what == "tree":
-            found = [
+            listing = [
                 {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
                 for name, data in sorted(files.items())
             ]
-        headers, body = {"Content-Type": "application/json"}, json.dumps(found).encode()
-        # That a bit of the list flips is not for a client to notice: TLS does that.
+        headers, body = {"Content-Type": "application/json"}, json.dumps(listing).encode()
+        # A client cannot notice a flipped bit in the list. In reality, TLS does that.
         self.send_file(body, headers, "" if fault == "bytes" else fault, where)
 
     def sibling(self, name, data):
+        """Return the entry of a file in the list."""
         if self.query.get("blobs") != ["true"]:
             return {"rfilename": name}
         entry = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
@@ -298,21 +309,23 @@ class Hub(Handler):
 
 
 class Content(Handler):
-    """What lies behind the signed addresses."""
+    """The host of large files, with signed addresses."""
 
     def reply(self):
         fault, where, data = self.servers.behind(self.query)
         if fault == "expired":
             return self.answer(403, body=b"<?xml version='1.0'?><Error>Request has expired</Error>")
-        if fault == "gone":  # it even speaks as the hub does, which it is not
+        if fault == "gone":  # The headers look like the hub's.
             return self.answer(404, {"X-Error-Code": "EntryNotFound"}, b"NoSuchKey")
-        etag = hashlib.sha256(b"xet" + data).hexdigest()  # of the right length, but another hash
+        etag = hashlib.sha256(b"xet" + data).hexdigest()  # This is not the hash of the file.
         self.send_file(data, {"Accept-Ranges": "bytes", "ETag": f'"{etag}"'}, fault, where)
 
 
 class Store(Handler):
-    """OpenAI's own, and any other server of files; tag: None, or a form of their ETag. Its fault
-    "mixed" is to send the rest of one version to whoever has the beginning of another."""
+    """OpenAI's store, or any other server of files. tag: the format of its ETags, or None.
+
+    The fault "mixed" sends the rest of one version to a client that has the start of another.
+    """
 
     tag = '"0x{}"'
 

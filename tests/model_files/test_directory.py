@@ -1,6 +1,6 @@
-"""A model directory is read as its writer meant it, or refused in one line; a saved one is whole.
+"""Test that model directories are read correctly, refused in one line, and saved completely.
 
-FUZZ in the environment sets how many damaged files are tried.
+The environment variable FUZZ sets how many damaged files are tried.
 """
 
 import inspect
@@ -35,12 +35,12 @@ from model_files.directory import (
 from model_files.safetensors import read_safetensors, write_safetensors
 
 FUZZ = int(os.environ.get("FUZZ", 500))
-SAMPLE = 100  # damaged directories; python tests/model_files/damage.py tries 2,000
+SAMPLE = 100  # damaged directories that are tried; damage.py itself tries 2,000
 needs_unix = pytest.mark.skipif(os.name == "nt", reason="no pipes, no limits of memory")
 
 
 def rewrite(directory, change, dtype=None):
-    """Write the weights again after change(tensors), which edits {name: array}."""
+    """Call change({name: array}), which edits the weights, and write them again."""
     path = directory / "model.safetensors"
     tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
     change(tensors)
@@ -48,16 +48,17 @@ def rewrite(directory, change, dtype=None):
 
 
 def configure(directory, **keys):
+    """Change values in config.json; remove a key whose value is "absent"."""
     config = json.loads((directory / "config.json").read_text()) | keys
     config = {name: value for name, value in config.items() if value != "absent"}
     (directory / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
-    "place, match",
+    "function, match",
     [("safetensors.raw_bytes", "left.*model.safetensors"), ("directory.save_vocabulary", "left")],
 )
-def test_a_save_that_fails_replaces_nothing(place, match, directory, monkeypatch):
+def test_a_save_that_fails_replaces_nothing(function, match, directory, monkeypatch):
     before = {path: path.read_bytes() for path in directory.iterdir()}
     _, hparams, params = load_model(directory)
     params = map_leaves(lambda x: x + 1, params)
@@ -66,13 +67,13 @@ def test_a_save_that_fails_replaces_nothing(place, match, directory, monkeypatch
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"model_files.{place}", full)
+    monkeypatch.setattr(f"model_files.{function}", full)
     with pytest.raises(OSError, match=match):
         save_model(directory, hparams, params, vocabulary)
     assert before == {path: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_saved_model_is_loaded_again(directory):
+def test_a_saved_model_can_be_loaded(directory):
     vocabulary, hparams, params = load_model(directory)
     original_vocabulary, original_hparams, original = load_model(OPENAI)
     assert hparams == original_hparams
@@ -113,15 +114,15 @@ def test_an_mlp_may_have_another_width(tmp_path):
 EOS = [(5, [5]), ("absent", []), (None, []), (257, []), ([1, 256], [1, 256]), ([-1, 2], [2])]
 
 
-@pytest.mark.parametrize("eos, found", EOS, ids=str)
-def test_eos_token_ids_are_those_of_generation_config_or_config(eos, found, directory):
+@pytest.mark.parametrize("eos, expected", EOS, ids=str)
+def test_eos_token_ids_are_those_of_generation_config_or_config(eos, expected, directory):
     configure(directory, eos_token_id=eos)
     vocabulary, hparams, params = load_model(directory)
-    assert hparams["eos_token_ids"] == found
+    assert hparams["eos_token_ids"] == expected
     (directory / "generation_config.json").write_text('{"eos_token_id": 7, "top_k": 3}')
     assert load_model(directory)[1]["eos_token_ids"] == [7]
     (directory / "generation_config.json").write_text("{}")
-    assert load_model(directory)[1]["eos_token_ids"] == []  # this file counts, not config.json
+    assert load_model(directory)[1]["eos_token_ids"] == []  # It has precedence.
     with pytest.raises(ValueError, match="generation_config.json belongs to another model"):
         save_model(directory, hparams, params, vocabulary)
     assert (directory / "generation_config.json").read_text() == "{}"
@@ -156,7 +157,7 @@ def test_weights_are_read_as_they_are_stored(directory):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_saved_names_are_those_of_transformers(dtype, directory):
-    """As GPT2LMHeadModel.save_pretrained writes them: the prefix, no head, and its metadata."""
+    """GPT2LMHeadModel.save_pretrained writes the prefix and this metadata, but no output head."""
     vocabulary, hparams, params = load_model(OPENAI)
     save_model(directory, hparams, params, vocabulary, dtype)
     data = (directory / "model.safetensors").read_bytes()
@@ -193,10 +194,10 @@ def test_bare_names_masks_and_a_redundant_head_are_read(directory):
 
     expected = flatten(load_model(directory)[2])
     rewrite(directory, as_on_the_hub)
-    configure(directory, tie_word_embeddings=False)  # the head is equal all the same
-    found = flatten(load_model(directory)[2])
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(x, expected[name]) for name, x in found.items())
+    configure(directory, tie_word_embeddings=False)  # The head is equal to wte nevertheless.
+    loaded = flatten(load_model(directory)[2])
+    assert loaded.keys() == expected.keys()
+    assert all(np.array_equal(x, expected[name]) for name, x in loaded.items())
 
 
 def test_a_config_is_completed_by_the_defaults_of_transformers(tmp_path):
@@ -255,7 +256,7 @@ SIZES = {"n_layer": 2, "vocab_size": 257, "n_positions": 16, "n_inner": 32, "n_e
 
 
 @needs_unix
-def test_sizes_are_compared_with_the_weights_before_anything_is_built(tmp_path):
+def test_sizes_are_compared_with_the_weights_before_memory_is_allocated(tmp_path):
     cases = {}
     sizes = [("n_layer", 1), *((key, n) for key in (*SIZES, "n_head") for n in (10**6, 10**9))]
     for model in build_models(tmp_path)[:2]:
@@ -270,12 +271,12 @@ def test_sizes_are_compared_with_the_weights_before_anything_is_built(tmp_path):
     results, peak = run_all(cases)
     for (path, key, size), (status, _, errors) in zip(cases.values(), results, strict=True):
         assert status == 1 and errors.startswith(f"gpt2.py: error: {path}: ")
-        sentence = errors.removeprefix(f"gpt2.py: error: {path}: ")
-        assert {key, str(size), str(SIZES.get(key, 8))} <= {*re.findall(r"\w+", sentence)}
+        message = errors.removeprefix(f"gpt2.py: error: {path}: ")
+        assert {key, str(size), str(SIZES.get(key, 8))} <= {*re.findall(r"\w+", message)}
     assert peak < 100
 
 
-def test_tensors_are_refused_by_name(directory):
+def test_a_wrong_tensor_is_named(directory):
     def refused(change, match):
         pristine = (directory / "model.safetensors").read_bytes()
         rewrite(directory, change)
@@ -329,7 +330,7 @@ def test_a_directory_of_openai_is_read():
                 assert np.array_equal(block[norm][leaf], expected[f"model/h{i}/{norm}/{leaf}"])
 
 
-def test_a_model_in_both_formats_is_the_same(shared):
+def test_both_formats_of_a_model_are_equal(shared):
     vocabulary, hparams, params = load_model(shared / "models" / "shakespeare-openai")
     other_vocabulary, other_hparams, other = load_model(shared / "models" / "shakespeare-hf")
     assert hparams == other_hparams and vocabulary.ids == other_vocabulary.ids
@@ -346,7 +347,7 @@ def test_damage_in_a_directory_of_openai_is_named(tmp_path):
     with pytest.raises(ValueError, match="15775 bytes, but tensor model/.* cut off"):
         load_model(directory)
     (directory / "model.ckpt.index").write_bytes(b"<html>" * 20)
-    with pytest.raises(ValueError, match="model.ckpt.index: damaged, or no TensorFlow index"):
+    with pytest.raises(ValueError, match="model.ckpt.index: damaged, or not a TensorFlow index"):
         load_model(directory)
     data.unlink()
     with pytest.raises(FileNotFoundError, match="holds no model"):
@@ -354,7 +355,7 @@ def test_damage_in_a_directory_of_openai_is_named(tmp_path):
 
 
 def test_a_checkpoint_may_have_another_name(tmp_path):
-    """Fine-tuning programs number their checkpoints; the file checkpoint names the latest."""
+    """Fine-tuning programs number their checkpoints. A file named checkpoint says which is last."""
     for path in OPENAI.iterdir():
         shutil.copy(path, tmp_path / path.name.replace("model.ckpt", "model-1000"))
     for name in ("model-1000", "/elsewhere/run1/model-1000"):
@@ -385,16 +386,16 @@ def test_an_index_without_its_data_is_not_a_model(tmp_path):
 def test_weights_in_several_files_are_read(directory):
     expected = flatten(load_model(directory)[2])
     index, weight_map = shard(directory)
-    found = flatten(load_model(directory)[2])
-    assert all(np.array_equal(x, found[name]) for name, x in expected.items())
+    loaded = flatten(load_model(directory)[2])
+    assert all(np.array_equal(x, loaded[name]) for name, x in expected.items())
     name = "transformer.wte.weight"
     other = next(file for file in weight_map.values() if file != weight_map[name])
     for weight_map[name], match in (
         (other, "wte.weight' is missing"),
-        (3, "names of files"),
-        ("../model.safetensors", "names of files"),
-        ("/etc/passwd", "names of files"),
-        ("a" * 202 + ".safetensors", "names of files"),
+        (3, "names of .safetensors files"),
+        ("../model.safetensors", "names of .safetensors files"),
+        ("/etc/passwd", "names of .safetensors files"),
+        ("a" * 202 + ".safetensors", "names of .safetensors files"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(ValueError, match=match):
@@ -403,7 +404,10 @@ def test_weights_in_several_files_are_read(directory):
 
 def test_an_index_may_name_200_files(directory):
     index, weight_map = shard(directory)
-    for n, match in (198, r"No such file.*missing-\d+"), (199, "names 201 files: at most 200"):
+    for n, match in (
+        (198, r"No such file.*missing-\d+"),
+        (199, "names 201 files; the limit is 200"),
+    ):
         missing = {str(i): f"missing-{i}.safetensors" for i in range(n)}
         index.write_text(json.dumps({"weight_map": weight_map | missing}))
         with pytest.raises((OSError, ValueError), match=match):
@@ -422,7 +426,7 @@ def test_settings_of_more_than_a_megabyte_are_not_read(directory):
         (directory / "config.json").write_text(config)
     words = ["word"] * (1 << 18)
     (directory / "training.json").write_text(json.dumps({"stopwords": words}))
-    assert load_model(directory)[1]["training"]["stopwords"] == words  # of --stopwords
+    assert load_model(directory)[1]["training"]["stopwords"] == words
 
 
 def test_mutated_files_are_loaded_or_refused_in_one_line(directory):
@@ -432,7 +436,7 @@ def test_mutated_files_are_loaded_or_refused_in_one_line(directory):
     for i in range(FUZZ):
         name = rng.choice(names)
         data = genuine[name]
-        if name == "model.safetensors":  # the bytes of its tensors may be any
+        if name == "model.safetensors":  # Only the header is changed: any tensor bytes are valid.
             n = 8 + int.from_bytes(data[:8], "little")
             head = mutate(rng, data[8:n]) if i % 3 else mutate_json(rng, data[8:n])
             length = len(head).to_bytes(8, "little")
@@ -481,7 +485,7 @@ def test_only_regular_files_are_opened(kind, tmp_path):
             cases[copy] = name
     results, _ = run_all(cases)
     for (directory, name), (status, _, errors) in zip(cases.items(), results, strict=True):
-        if name in ("checkpoint", "pytorch_model.bin"):  # a model can do without them
+        if name in ("checkpoint", "pytorch_model.bin"):  # A model does not need these files.
             assert (status, errors) == (0, ""), directory
         else:
             assert errors == f"gpt2.py: error: {directory / name} is not a regular file\n"
@@ -496,22 +500,22 @@ def test_damaged_directories_are_used_or_refused_in_one_line(tmp_path):
         copy = tmp_path / str(seed)
         cases[copy] = damage(seed, models, copy)
     results, peak = run_all(cases)
-    found = Counter()
-    for (copy, (model, done)), result in zip(cases.items(), results, strict=True):
+    counts = Counter()
+    for (copy, (model, changes)), result in zip(cases.items(), results, strict=True):
         verdict = judge(*result, expected[model][1])
-        assert verdict in ("unchanged", "another text", "refused"), f"{copy}, {done}: {verdict}"
-        found[verdict] += 1
-    assert found["unchanged"] and found["refused"] > SAMPLE / 2
+        assert verdict in ("unchanged", "another text", "refused"), f"{copy}, {changes}: {verdict}"
+        counts[verdict] += 1
+    assert counts["unchanged"] and counts["refused"] > SAMPLE / 2
     assert peak < 300
 
 
 def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
     vocabulary, hparams, _ = load_model(directory)
     for name in "tokenizer.json", "generation_config.json", "added_tokens.json":
-        (directory / name).write_text("{")  # from somewhere else
-    found, found_hparams, _ = load_model(directory, is_released=True)
-    assert found[:3] == vocabulary[:3]
-    assert found_hparams == hparams
+        (directory / name).write_text("{")
+    loaded_vocabulary, loaded_hparams, _ = load_model(directory, is_released=True)
+    assert loaded_vocabulary[:3] == vocabulary[:3]
+    assert loaded_hparams == hparams
     with pytest.raises(ValueError, match="damaged JSON"):
         load_model(directory)
 
@@ -519,7 +523,7 @@ def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype, number", [(None, np.nan), (None, 1e38), ("float16", -np.inf)])
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.ln_2.bias"])
-def test_weights_that_are_not_finite_are_refused_by_name(name, dtype, number, directory):
+def test_a_tensor_that_is_not_finite_is_named(name, dtype, number, directory):
     def damage(tensors):
         tensors[f"transformer.{name}"].flat[-1] = number
 
@@ -528,7 +532,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(name, dtype, number, di
         load_model(directory)
 
 
-def test_what_train_recorded_about_its_text_is_among_the_hyperparameters(directory):
+def test_the_content_of_training_json_is_among_the_hyperparameters(directory):
     training = {"lowercase": True, "stopwords": ["the", "of"], "lr": 0.001, "text": "a.txt"}
     (directory / "training.json").write_text(json.dumps(training))
     assert load_model(directory)[1]["training"] == training
@@ -540,7 +544,7 @@ def test_what_train_recorded_about_its_text_is_among_the_hyperparameters(directo
 
 # The parameters
 
-PATHS = {  # the name of a parameter in files -> its path in the tree
+PATHS = {  # {name of a parameter in the files: its path in the tree}
     "wte.weight": ".wte",
     "wpe.weight": ".wpe",
     "h.0.ln_1.weight": ".blocks.0.ln_1.g",
@@ -561,19 +565,20 @@ PATHS = {  # the name of a parameter in files -> its path in the tree
 
 
 def arrays(**hparams):
+    """Return all parameters of a model: {name: array filled with its position}."""
     shapes = parameter_shapes(**hparams)
     return {name: np.full(shape, i) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def test_each_name_has_one_path_in_the_tree():
     tensors = arrays(**{**TINY, "n_layer": 1})
-    found = [(path, int(x.flat[0])) for path, x in leaves(nest(tensors))]
-    assert sorted(found) == sorted((path, i) for i, path in enumerate(PATHS.values()))
-    assert list(tensors) == list(PATHS)  # in the order in which the model uses them
+    positions = [(path, int(x.flat[0])) for path, x in leaves(nest(tensors))]
+    assert sorted(positions) == sorted((path, i) for i, path in enumerate(PATHS.values()))
+    assert list(tensors) == list(PATHS)  # This is the order in which the model uses them.
 
 
 def test_flatten_is_the_inverse_of_nest():
-    tensors = arrays(**{**TINY, "n_layer": 12})  # 10 comes after 9, not after 1
+    tensors = arrays(**{**TINY, "n_layer": 12})  # Layer 10 must come after 9, not after 1.
     for order in list(tensors), sorted(tensors), sorted(tensors)[::-1]:
         tree = nest({name: tensors[name] for name in order})
         flat = flatten(tree)
@@ -586,10 +591,10 @@ def test_flatten_is_the_inverse_of_nest():
     assert all(again.pop(path) is x for path, x in leaves(params)) and not again
 
 
-def test_every_name_of_openai_has_the_shape_of_ours():
+def test_openais_tensors_have_our_names_and_shapes_after_renaming():
     theirs = golden.gpt2_shapes(**golden.GPT2)
-    found = from_openai({name: np.zeros(shape) for name, shape in theirs.items()})
-    assert {name: x.shape for name, x in found.items()} == parameter_shapes(**golden.GPT2)
+    ours = from_openai({name: np.zeros(shape) for name, shape in theirs.items()})
+    assert {name: x.shape for name, x in ours.items()} == parameter_shapes(**golden.GPT2)
 
 
 def test_124M_has_124_million_parameters():

@@ -1,9 +1,13 @@
-"""JSON is strict, and a file is whole or not there."""
+"""Test strict JSON, atomic files, locks, addresses and the progress bar."""
 
 import errno
+import io
+import itertools
 import json
 import os
+import re
 import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,7 +27,7 @@ def test_json_is_read_from_a_file_or_from_bytes(tmp_path):
     path, content = tmp_path / "x", {"é": [1, 2.5, None, {"a": True}], "": {}}
     path.write_text(json.dumps(content))
     assert read_json(path) == content
-    assert read_json(path, b' {"a": 1} ') == {"a": 1}  # what has been read from it
+    assert read_json(path, b' {"a": 1} ') == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_json_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
         read_json(path)
 
 
-def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     path = tmp_path / "x"
     with write_atomic(path) as file:
         file.write(b"new")
@@ -84,7 +88,7 @@ def test_all_bytes_are_on_the_disk_before_a_file_gets_its_name(tmp_path, monkeyp
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    """A disk that is full, or Ctrl-C, while a file is written."""
+    """The disk is full, or Ctrl-C is pressed, while a file is written."""
 
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -102,12 +106,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_mode_of_a_file_stays(tmp_path):
+def test_a_file_keeps_its_mode(tmp_path):
     path = tmp_path / "x"
     for mode in 0o600, 0o640, 0o444:
         path.touch()
         path.chmod(mode)
-        expected = stat.S_IMODE(path.stat().st_mode)  # Windows has only two
+        expected = stat.S_IMODE(path.stat().st_mode)  # Windows has only two modes.
         with write_atomic(path) as file:
             assert os.fstat(file.fileno()).st_mode & 0o077 & ~mode == 0 or os.name == "nt"
             file.write(b"new")
@@ -125,7 +129,7 @@ def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
     target.parent.mkdir()
     link.symlink_to("a/target")
     chain.symlink_to(link)
-    for path in chain, link:  # the target is missing at first
+    for path in chain, link:  # At first the target does not exist.
         with write_atomic(path) as file:
             file.write(bytes(path))
         assert target.read_bytes() == bytes(path) and link.is_symlink() and chain.is_symlink()
@@ -133,19 +137,19 @@ def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
     link.unlink()
     link.symlink_to("chain")
     with pytest.raises(OSError, match="chain"), write_atomic(chain):
-        pytest.fail("a circle of links leads nowhere")
+        pytest.fail("links in a circle have no target")
     assert {*tmp_path.iterdir()} == {target.parent, link, chain}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="special files")
-def test_a_pipe_and_a_device_are_written_into(tmp_path):
+def test_pipes_and_devices_are_written_to_directly(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor() as pool:
-        found = pool.submit(pipe.read_bytes)
+        reader = pool.submit(pipe.read_bytes)
         with write_atomic(pipe) as file:
             file.write(b"new")
-        assert found.result() == b"new" and stat.S_ISFIFO(pipe.stat().st_mode)
+        assert reader.result() == b"new" and stat.S_ISFIFO(pipe.stat().st_mode)
     before = os.stat(os.devnull)
     with write_atomic(os.devnull) as file:
         file.write(b"new")
@@ -157,7 +161,7 @@ def test_a_pipe_and_a_device_are_written_into(tmp_path):
         pytest.fail("a directory is not a file")
 
 
-def test_files_with_similar_names_are_the_users(tmp_path):
+def test_files_of_the_user_with_similar_names_are_not_removed(tmp_path):
     names = "x.tmp", ".gpt2-0.tmp", ".gpt2-0123456789abcdeg.tmp", ".gpt2-0123456789abcdef.tmp.txt"
     for name in names:
         (tmp_path / name).write_text("mine")
@@ -181,15 +185,15 @@ def test_only_regular_files_are_opened(tmp_path):
     assert open_regular(tmp_path / "y").read() == b"text"
 
 
-def test_control_characters_are_spelled():
+def test_control_characters_are_escaped():
     text = "a\x1b[2J\r\n\t\x07\x7f\x9b\u2028\u202e\u2066\udc80z"
-    spelled = r"a\x1b[2J\r\n\t\x07\x7f\x9b\u2028\u202e\u2066\udc80z"
-    assert printable(text) == spelled
+    escaped = r"a\x1b[2J\r\n\t\x07\x7f\x9b\u2028\u202e\u2066\udc80z"
+    assert printable(text) == escaped
     usual = "naïve ☃ 😀 日本\u3000\xa0\u200d\\x1b"
     assert printable(usual) == usual
 
 
-def test_a_lock_keeps_what_is_in_its_file(tmp_path):
+def test_a_lock_keeps_the_content_of_its_file(tmp_path):
     (tmp_path / "lock").write_text("mine")
     with try_lock(tmp_path / "lock") as file:
         assert file.read() == b"mine"
@@ -197,8 +201,8 @@ def test_a_lock_keeps_what_is_in_its_file(tmp_path):
     assert (tmp_path / "lock").read_text() == "mine!"
 
 
-def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
-    """Its last holder may have removed that file, and another process have made a new one."""
+def test_a_lock_on_a_file_that_was_removed_does_not_count(tmp_path, monkeypatch):
+    """Another process may have removed the file and created it again before it was locked."""
     fcntl, path = pytest.importorskip("fcntl"), tmp_path / "lock"
     flock = fcntl.flock
 
@@ -225,16 +229,19 @@ def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
         ("http://me:p/w@host/x", "http://me:..."),
         ("http://me:p?w@host/x", "http://me:..."),
         ("http://host/a//b@c?d=e@f", "http://host/a//b@c?d=e@f"),
-        ("http://host/x?of=http://me:pw@a", "http://host/x?of=http://me:pw@a"),  # it names a text
+        (
+            "http://host/x?of=http://me:pw@a",
+            "http://host/x?of=http://me:pw@a",
+        ),  # This identifies a text.
         ("http://host/x?access_token=pw", "http://host/x"),
         ("http://host/x?a=1&X-Amz-Signature=pw&b=2", "http://host/x?a=1&b=2"),
         ("http://host/x?apiKey=pw;sig=pw;b=2", "http://host/x?b=2"),
         ("http://host/x?a=1&%73ig=pw&client-secret=pw&password=pw&auth=pw", "http://host/x?a=1"),
         ("http://host/x?AWSAccessKeyId=pw&X-Amz-Credential=pw&key=pw", "http://host/x"),
-        # What identifies a text stays, though it has such a word in it:
+        # Parameters that identify a text stay, although they contain such a word:
         ("http://host/?keyword=a&author=b&design=c", "http://host/?keyword=a&author=b&design=c"),
         ("http://host/?monkey=a&passage=b&tokens=c", "http://host/?monkey=a&passage=b&tokens=c"),
-        # No addresses:
+        # These are not addresses:
         ("me:pw@host/x", "host/x"),
         ("owner/name@v1", "owner/name@v1"),
         ("mine@2", "mine@2"),
@@ -243,5 +250,27 @@ def test_a_lock_is_on_the_file_that_has_the_name(tmp_path, monkeypatch):
         ("C:/models@2/x", "C:/models@2/x"),
     ],
 )
-def test_what_is_kept_of_an_address(address, kept):
+def test_credentials_are_removed_from_an_address(address, kept):
     assert files.without_credentials(address) == kept
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "a.b/" + "long" * 9, "\x1b[2J.txt"])
+@pytest.mark.parametrize("total", [9, 43_000, 548_105_171, 6_431_829_964, None])
+def test_a_progress_bar_fits_into_80_columns(name, total, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with files.progress_bar(name, 0, total) as bar:
+        options = bar.format_dict
+    speeds = 20_000, 999_499, 123_456_789, 1_234_567_890
+    for n, rate in (0, None), *itertools.product([1, 999_999, 9_999_999_999], speeds):
+        state = {"n": min(n, total or n), "elapsed": 9, "rate": rate, "ncols": 80}
+        line = bar.format_meter(**options | state)
+        numbers = r"[\d.]+[kMG]?B/([\d.]+[kMG]?|\?)B, ([\d.]+[kMG]?|\?)B/s, [\d:?]+ left"
+        match = re.fullmatch(rf"[^|]{{1,20}}: +\d+%\|(.+)\| {numbers}", line)
+        assert match and len(match[1]) >= 10 and len(line) <= 80 and line.isprintable(), line
+
+
+def test_a_progress_bar_is_not_shown_outside_of_a_terminal(capfd):
+    with files.progress_bar("model.safetensors", 0, 100) as bar:
+        bar.update(50)
+    assert capfd.readouterr() == ("", "")

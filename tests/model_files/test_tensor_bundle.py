@@ -1,6 +1,6 @@
-"""TensorFlow's checkpoints, written by TensorFlow itself, read bit for bit; damaged ones refused.
+"""Checkpoints written by TensorFlow itself are read bit for bit. Damaged ones are refused.
 
-FUZZ in the environment sets how many damaged files are tried.
+The environment variable FUZZ is the number of damaged files to try.
 """
 
 import os
@@ -19,7 +19,7 @@ from model_files.tensor_bundle import MAGIC, MAX_INDEX, read_index, read_tensor_
 FUZZ = int(os.environ.get("FUZZ", 500))
 
 
-def test_varint():
+def test_numbers_of_seven_bits_per_byte():
     assert varint(b"\xac\x02", 0) == (300, 2)
     for data in (b"", b"\x80", b"\xff" * 11):
         with pytest.raises(ValueError, match="cut off"):
@@ -43,7 +43,7 @@ def test_an_index_of_many_blocks():
         assert np.array_equal(x, golden.values(name, x.shape)), name
 
 
-def test_damage_is_named(tmp_path):
+def test_an_error_names_the_damaged_file(tmp_path):
     for path in OPENAI.iterdir():
         shutil.copy(path, tmp_path)
     data = tmp_path / "model.ckpt.data-00000-of-00001"
@@ -52,18 +52,20 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(ValueError, match="15775 bytes, but tensor model/.* cut off"):
         read_tensor_bundle(tmp_path / "model.ckpt")
     (tmp_path / "model.ckpt.index").write_bytes(b"<html>" * 20)
-    with pytest.raises(ValueError, match="model.ckpt.index: damaged, or no TensorFlow index"):
+    with pytest.raises(ValueError, match="model.ckpt.index: damaged, or not a TensorFlow index"):
         read_tensor_bundle(tmp_path / "model.ckpt")
     (tmp_path / "model.ckpt.index").unlink()
     with pytest.raises(FileNotFoundError):
         read_tensor_bundle(tmp_path / "model.ckpt")
 
 
-def index_of(entries):
-    """A sorted string table as TensorFlow writes it, with one block of these (key, value)."""
+def number(n):
+    """Return n in 7 bits per byte, as varint reads it."""
+    return bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
 
-    def number(n):
-        return bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
+
+def index_of(entries):
+    """Return a sorted string table of one block with these (key, value), as TensorFlow does."""
 
     def block(entries):
         data = b"".join(
@@ -82,11 +84,11 @@ def index_of(entries):
 
 
 def overlapping_index(n_heads, n_entries, stem=b""):
-    """An index with n_heads blocks, each of which begins with a name of its own and goes on with
-    the same entries, whose names begin as that one: n_heads times n_entries tensors."""
+    """Return an index of n_heads overlapping blocks, with n_heads * n_entries tensors in all.
 
-    def number(n):
-        return bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
+    Each block begins with an entry of its own, its head. All blocks continue with the same bytes:
+    entries whose names reuse the name of the head.
+    """
 
     def entry(shared, name, value):
         return number(shared) + number(len(name)) + number(len(value)) + name + value
@@ -98,7 +100,8 @@ def overlapping_index(n_heads, n_entries, stem=b""):
     empty = b"\x08\x01\x12\x02\x12\x00"  # float32 [0]
     header = entry(0, b"", b"\x08\x01") + end
     heads, distances = b"", []
-    for i in reversed(range(n_heads)):  # an unknown field of its value holds all heads after it
+    # The value of a head has an unknown field, which holds all heads after it.
+    for i in reversed(range(n_heads)):
         heads = entry(0, stem + name(i), empty + b"\x7a" + number(len(heads)) + heads)
         distances.insert(0, len(heads))
     entries = b"".join(entry(len(stem) + 3, name(i), empty) for i in range(n_entries))
@@ -119,7 +122,7 @@ def test_no_part_of_an_index_is_read_twice():
         read_index(data)
 
 
-def test_an_index_is_refused_for_what_it_says():
+def test_an_index_with_impossible_contents_is_refused():
     header, empty = (b"", b"\x08\x01"), b"\x08\x01\x12\x02\x12\x00"  # float32 [0]
     shards, entries = read_index(index_of([header, (b"a", empty), (b"b", empty)]))
     assert shards == 1 and [entry[:6] for entry in entries] == [
@@ -141,12 +144,13 @@ def test_an_index_is_refused_for_what_it_says():
         with pytest.raises(ValueError, match=fault):
             read_index(index_of(table))
     index = index_of([header, (b"a", empty)])
-    for entry in b"\2\1\6a", b"\0\1\7a", b"\0\7\6a":  # shared, unshared, length, key
+    # The bytes of an entry are shared, unshared, length, key.
+    for entry in b"\2\1\6a", b"\0\1\7a", b"\0\7\6a":
         with pytest.raises(ValueError, match="an entry leaves its block"):
             read_index(index.replace(b"\0\1\6a", entry))
 
 
-def test_tensors_do_not_overlap(tmp_path):
+def test_overlapping_tensors_are_refused(tmp_path):
     def entry(offset):  # float32 [2]
         return b"\x08\x01\x12\x04\x12\x02\x08\x02\x20" + bytes([offset]) + b"\x28\x08"
 
@@ -158,29 +162,29 @@ def test_tensors_do_not_overlap(tmp_path):
     (tmp_path / "x.data-00000-of-00001").write_bytes(np.arange(5, dtype="<f4").tobytes())
     assert {name: x.tolist() for name, x in read(12, 4).items()} == {"0": [3, 4], "1": [1, 2]}
     for offsets in (4, 4), (4, 8), (0, 16):
-        with pytest.raises(ValueError, match="has 20 bytes, but tensor 1 lies from"):
+        with pytest.raises(ValueError, match="has 20 bytes, but tensor 1 lies from byte"):
             read(*offsets)
 
 
 def test_tensors_lie_one_after_the_other_in_each_data_file(tmp_path):
-    def index(*places):  # float32 [1] each
+    def write_index(*locations):  # Each is (data file, offset) of a float32 [1].
         entry = b"\x08\x01\x12\x04\x12\x02\x08\x01\x18%c\x20%c\x28\x04"
-        entries = [(bytes([97 + i]), entry % place) for i, place in enumerate(places)]
+        entries = [(bytes([97 + i]), entry % location) for i, location in enumerate(locations)]
         (tmp_path / "x.index").write_bytes(index_of([(b"", b"\x08\x02"), *entries]))
 
     for shard, numbers in enumerate(([1, 2, 3], [4])):
         path = tmp_path / f"x.data-{shard:05d}-of-00002"
         path.write_bytes(np.array(numbers, np.float32).tobytes())
-    index((0, 0), (1, 0), (0, 8))
-    found = read_tensor_bundle(tmp_path / "x")
-    assert {name: x.tolist() for name, x in found.items()} == {"a": [1], "b": [4], "c": [3]}
-    index((0, 0), (0, 3))
-    with pytest.raises(ValueError, match="x.data-00000-of-00002: .*b lies from 3 to 7"):
+    write_index((0, 0), (1, 0), (0, 8))
+    tensors = read_tensor_bundle(tmp_path / "x")
+    assert {name: x.tolist() for name, x in tensors.items()} == {"a": [1], "b": [4], "c": [3]}
+    write_index((0, 0), (0, 3))
+    with pytest.raises(ValueError, match="x.data-00000-of-00002: .*b lies from byte 3 to 7"):
         read_tensor_bundle(tmp_path / "x")
 
 
-def test_what_an_index_may_cost_is_bounded():
-    """A key repeats the start of the one before, so that a small file could hold long keys."""
+def test_the_size_of_an_index_and_of_its_keys_is_limited():
+    """A key reuses the start of the one before, so a small file could hold long keys."""
     entries = [(b"%06d" % i + b"x" * 244, b"\x08\x01\x28\x04") for i in range(3)]
     header = (b"", b"\x08\x01")
     assert len(read_index(index_of([header, *entries]))[1]) == 3
@@ -191,7 +195,7 @@ def test_what_an_index_may_cost_is_bounded():
 
 
 def test_the_largest_index_takes_little_memory(tmp_path):
-    """As many tensors as fit, with names as long as can be."""
+    """It has as many tensors as fit, with the longest names that are allowed."""
     index = overlapping_index(1, 10_000, b"x" * 244)
     assert len(index) < MAX_INDEX < 1.1 * len(index)
     tracemalloc.start()
@@ -200,8 +204,7 @@ def test_the_largest_index_takes_little_memory(tmp_path):
     tracemalloc.stop()
 
 
-def test_fuzz(tmp_path):
-    """A mutated index is read, or refused in one line with its name."""
+def test_a_damaged_index_is_read_or_refused_by_name(tmp_path):
     rng = random.Random(0)
     genuine = {
         directory: (GOLDEN / directory / "model.ckpt.index").read_bytes()

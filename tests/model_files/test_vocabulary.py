@@ -1,4 +1,4 @@
-"""Files of a vocabulary are read as their writer meant them, or refused; saved ones are whole."""
+"""Vocabulary files are read as their writer meant them, or refused. Saved files are complete."""
 
 import gc
 import json
@@ -29,12 +29,12 @@ def test_a_saved_vocabulary_is_read_again(vocabulary, tmp_path):
     lines = (directory / "merges.txt").read_bytes().decode().split("\n")
     assert lines[0] == "#version: 0.2" and lines[-1] == ""
     assert [tuple(line.split(" ")) for line in lines[1:-1]] == vocabulary.merges
-    found = read_vocabulary(str(directory))
-    assert found[:2] == vocabulary[:2] and found.added == {}
-    assert found.files == {path.name: path.read_bytes() for path in directory.iterdir()}
+    loaded = read_vocabulary(str(directory))
+    assert loaded[:2] == vocabulary[:2] and loaded.added == {}
+    assert loaded.files == {path.name: path.read_bytes() for path in directory.iterdir()}
     (directory / "vocab.json").rename(directory / "encoder.json")
     (directory / "merges.txt").rename(directory / "vocab.bpe")
-    assert read_vocabulary(directory)[:-1] == found[:-1]  # all but the names of its files
+    assert read_vocabulary(directory)[:-1] == loaded[:-1]  # The source, which comes last, differs.
 
 
 def test_the_first_merge_may_begin_with_a_hash(tmp_path):
@@ -42,32 +42,32 @@ def test_the_first_merge_may_begin_with_a_hash(tmp_path):
     assert vocabulary.merges[0] == ("#", "#")
     save_vocabulary(vocabulary, tmp_path)
     version, _, merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").partition("\n")
-    (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")  # a version may be missing
+    (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")  # The version may be missing.
     assert version == "#version: 0.2" and read_vocabulary(tmp_path).merges == vocabulary.merges
 
 
-def test_files_are_saved_as_they_were_read_and_not_beside_those_of_another(vocabulary, tmp_path):
+def test_files_are_saved_unchanged_and_not_beside_those_of_another(vocabulary, tmp_path):
     shutil.copy(GOLDEN / "encoder_tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<|user|>:", "padding": 1}')
     (tmp_path / "vocab.json").write_text("of another model")
-    found, saved = read_vocabulary(tmp_path), tmp_path / "saved"
-    save_vocabulary(found, saved)
+    loaded, saved = read_vocabulary(tmp_path), tmp_path / "saved"
+    save_vocabulary(loaded, saved)
     assert sorted(os.listdir(saved)) == ["tokenizer.json", "tokenizer_config.json"]
     for path in saved.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
-    assert read_vocabulary(saved)[:-1] == found[:-1]
+    assert read_vocabulary(saved)[:-1] == loaded[:-1]
     with pytest.raises(ValueError, match="tokenizer.json belongs to another vocabulary: move it"):
         save_vocabulary(vocabulary, saved)
     (saved / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="tokenizer_config.json belongs to another vocabulary"):
         save_vocabulary(vocabulary, saved)
-    assert os.listdir(saved) == ["tokenizer_config.json"]  # nothing was written
+    assert os.listdir(saved) == ["tokenizer_config.json"]  # Nothing was written.
     (saved / "tokenizer_config.json").unlink()
     save_vocabulary(vocabulary, saved)
     assert read_vocabulary(saved).ids == vocabulary.ids
 
 
-def test_each_token_is_in_memory_once(vocabulary, tmp_path):
+def test_merges_share_the_tokens_of_the_ids_in_memory(vocabulary, tmp_path):
     save_vocabulary(vocabulary, tmp_path)
     ids, merges, *_ = read_vocabulary(tmp_path)
     same = {token: token for token in ids}
@@ -88,18 +88,19 @@ def test_a_save_that_fails_leaves_the_old_file(vocabulary, tmp_path, monkeypatch
     assert (tmp_path / "vocab.json").read_text() == "old"
 
 
-@pytest.mark.parametrize("spelled", [str, list])
-def test_a_tokenizer_json_is_read(tmp_path, spelled):
+@pytest.mark.parametrize("type_of_a_merge", [str, list])
+def test_a_tokenizer_json_is_read(tmp_path, type_of_a_merge):
     file = json.loads((GOLDEN / "encoder_tokenizer.json").read_text(encoding="utf-8"))
     pairs = [m.split(" ") if isinstance(m, str) else m for m in file["model"]["merges"]]
-    file["model"]["merges"] = pairs if spelled is list else [" ".join(pair) for pair in pairs]
+    merge = " ".join if type_of_a_merge is str else list
+    file["model"]["merges"] = [merge(pair) for pair in pairs]
     (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
-    found = read_vocabulary(tmp_path)
-    assert found.ids == file["model"]["vocab"] and found.merges == [tuple(p) for p in pairs]
-    assert sorted(found.added) == ["<|endoftext|>", "<|user|>", "<|user|>:"]
+    loaded = read_vocabulary(tmp_path)
+    assert loaded.ids == file["model"]["vocab"] and loaded.merges == [tuple(p) for p in pairs]
+    assert sorted(loaded.added) == ["<|endoftext|>", "<|user|>", "<|user|>:"]
     golden = json.loads((GOLDEN / "encoder.json").read_text(encoding="utf-8"))
     for case in golden["added"]:
-        assert Encoder(found).encode(case["text"]) == case["ids"]
+        assert Encoder(loaded).encode(case["text"]) == case["ids"]
 
 
 def test_added_tokens_may_be_listed_in_any_order(tmp_path):
@@ -153,67 +154,64 @@ def first_merge(directory):
     return (directory / "merges.txt").read_bytes().splitlines(keepends=True)[1]
 
 
-FAULTS = {
+FAULTS = {  # {fault: (a function that damages a directory, a pattern of the error)}
     "not JSON": (raw("vocab.json", b"{"), "vocab.json: damaged JSON"),
     "not UTF-8": (raw("vocab.json", b'{"\xff": 0}'), "vocab.json: damaged JSON"),
-    "a list": (raw("vocab.json", b"[]"), "vocab.json: damaged JSON: not an object"),
-    "deep": (raw("vocab.json", b"[" * 100_000), "vocab.json: damaged JSON"),
+    "a list as the file": (raw("vocab.json", b"[]"), "vocab.json: damaged JSON: not an object"),
+    "deeply nested": (raw("vocab.json", b"[" * 100_000), "vocab.json: damaged JSON"),
     "a long number": (raw("vocab.json", b'{"a": ' + b"1" * 10_000 + b"}"), "vocab.json"),
-    "twice": (raw("vocab.json", b'{"a": 0, "a": 0}'), "vocab.json: .*a key occurs twice"),
+    "a key twice": (raw("vocab.json", b'{"a": 0, "a": 0}'), "vocab.json: .*a key occurs twice"),
     "NaN": (vocab(lambda v: v.update(x=float("nan"))), "NaN is n"),
     "true": (vocab(lambda v: v.update({"!": True})), "an id is not an integer"),
     "text for an id": (vocab(lambda v: v.update(x="280")), "an id is not an integer"),
     "a list for an id": (vocab(lambda v: v.update(x=[])), "an id is not an integer"),
-    "hole": (vocab(lambda v: v.update(x=10**9)), "are not 0 to 279, each once"),
+    "ids with a hole": (vocab(lambda v: v.update(x=10**9)), "are not 0 to 279, each once"),
     "same id": (vocab(lambda v: v.update(x=5)), "are not 0 to 279, each once"),
     "negative id": (vocab(lambda v: v.update(x=-1)), "are not 0 to 279, each once"),
-    "no byte": (vocab(lambda v: v.update(xx=v.pop("!"))), "vocab.json.*byte 33 has no token"),
-    "empty": (raw("vocab.json", b"{}"), "merges.txt: .* of a merge is not a token"),
+    "missing byte": (vocab(lambda v: v.update(xx=v.pop("!"))), "vocab.json.*byte 33 has no token"),
+    "no tokens": (raw("vocab.json", b"{}"), "merges.txt: a merge has .*, which is not a token"),
     "merges not UTF-8": (raw("merges.txt", b"\xff \xff\n"), "merges.txt: 'utf-8' codec"),
     "three tokens": (added_line(b"t h e\n"), "merges.txt: a line does not hold two tokens"),
-    "no such token": (added_line(b"t hq\n"), "merges.txt: 'hq' of a merge is not a token"),
+    "no such token": (added_line(b"t hq\n"), "merges.txt: a merge has 'hq', which is not a token"),
     "no such result": (added_line(b"q z\n"), "merges.txt: a merge makes 'qz', .* not a token"),
     "merge twice": (
         change("merges.txt", lambda directory: first_merge(directory) * 2),
         "merges.txt: a merge occurs twice",
     ),
-    "too many merges": (raw("merges.txt", b"! !\n" * 500_001), "500001 merges: at most 500000 are"),
+    "too many merges": (raw("merges.txt", b"! !\n" * 500_001), "500001 merges, more than 500000"),
     "many tokens in a line": (raw("merges.txt", b"! " * 9999), "does not hold two tokens"),
     "too many tokens": (raw("vocab.json", b"[" + b"0," * 500_000), "more than 500000 values"),
-    "a long token of a merge": (added_line(b"t " + b"h" * 9999 + b"\n"), "merges.txt: '?h{38,40} "),
+    "a long token of a merge": (added_line(b"t " + b"h" * 9999 + b"\n"), "merge has '?h{38,40}, "),
     "added tokens without end": (
         raw("added_tokens.json", b'{"%s": 280}' % (b"<" * 199_988)),
-        "have 200001 characters: at most 200000",
+        "have 200001 characters, more than 200000",
     ),
     "added tokens": (raw("added_tokens.json", b"7"), "added_tokens.json: damaged JSON"),
-    "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "'<x>' has the id 7, but gets 280"),
-    "large added id": (raw("added_tokens.json", b'{"<x>": 1%s}' % (b"0" * 12)), "gets 280"),
+    "added id": (raw("added_tokens.json", b'{"<x>": 7}'), "the id 7, but should have 280"),
+    "large added id": (raw("added_tokens.json", b'{"<x>": 1%s}' % (b"0" * 12)), "should have 280"),
     "large id in settings": (
         raw("tokenizer_config.json", b'{"added_tokens_decoder": {"9999999": {"content": "<x>"}}}'),
-        "'<x>' has the id 9999999, but gets 280",
+        "'<x>' has the id 9999999, but should have 280",
     ),
     "no model": (tokenizer(lambda t: t.pop("model")), "tokenizer.json: not a byte-level BPE"),
     "no merges": (tokenizer(lambda t: t["model"].pop("merges")), "tokenizer.json: not a byte"),
     "unigram": (tokenizer(lambda t: t["model"].update(vocab=[["a", 0.5]])), "not a byte-level BPE"),
     "pairs": (tokenizer(lambda t: t.update(model={"vocab": [[1, 0]], "merges": []})), "not a byte"),
-    "odd merge": (tokenizer(lambda t: t["model"]["merges"].append(["t"])), "tokenizer.json: not a"),
-    "odd part": (
-        tokenizer(lambda t: t["model"]["merges"].append(["t", [1]])),
-        "tokenizer.json: not a",
-    ),
-    "odd added": (
-        tokenizer(lambda t: t["added_tokens"].append("x")),
-        "tokenizer.json: damaged added",
-    ),
-    "empty added": (
+    "a merge of one": (tokenizer(lambda t: t["model"]["merges"].append(["t"])), "not a byte-level"),
+    "list in a merge": (tokenizer(lambda t: t["model"]["merges"].append(["t", [1]])), "not a byte"),
+    "an added token as text": (tokenizer(lambda t: t["added_tokens"].append("x")), "damaged added"),
+    "an empty added token": (
         tokenizer(lambda t: t["added_tokens"].append({"content": "", "id": 302})),
         "tokenizer.json: damaged added token",
     ),
-    "other words": (
+    "another pre-tokenizer": (
         tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})),
         "pre_tokenizer is not GPT-2's",
     ),
-    "normalizer": (tokenizer(lambda t: t.update(normalizer={"type": "NFC"})), "normalizer is not"),
+    "a normalizer": (
+        tokenizer(lambda t: t.update(normalizer={"type": "NFC"})),
+        "normalizer is not",
+    ),
 }
 
 
@@ -228,8 +226,8 @@ def test_damaged_files_are_refused_by_name(fault, tmp_path, vocabulary):
     assert gc.isenabled()
 
 
-def test_post_processors_in_one_another_are_refused():
-    """Newer versions of Python read JSON that is nested deeper than functions may be."""
+def test_deeply_nested_post_processors_are_refused():
+    """Newer versions of Python read JSON that is nested deeper than function calls can be."""
     post = {"type": "ByteLevel"}
     for _ in range(5000):
         post = {"type": "Sequence", "processors": [post]}
@@ -266,8 +264,8 @@ def test_mutated_files_are_read_or_refused_by_name(vocabulary, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="memory is not measured there")
-def test_the_costliest_vocabulary_takes_less_than_300_MB(tmp_path):
-    """As many keys as may be, and then a text in which a character takes four bytes."""
+def test_the_largest_possible_vocabulary_takes_less_than_300_MB(tmp_path):
+    """It has as many keys as are allowed, and then a text of four bytes per character."""
     directory = shutil.copytree(OPENAI, tmp_path / "model")
     keys = b"{" + b"".join(b'"%x":1000,' % i for i in range(499_000)) + b'"x":"\xf0\x9f\x98\x80'
     (directory / "encoder.json").write_bytes(keys + b"x" * (MAX_JSON - len(keys) - 2) + b'"}')
@@ -279,10 +277,10 @@ def test_the_costliest_vocabulary_takes_less_than_300_MB(tmp_path):
 def test_a_missing_end_of_text_is_an_added_token_as_in_transformers(vocabulary, tmp_path):
     ids = {token: id_ - 1 for token, id_ in vocabulary.ids.items() if id_ > 0}
     save_vocabulary(vocabulary._replace(ids=ids), tmp_path)
-    found = read_vocabulary(tmp_path)
-    assert found.added == {"<|endoftext|>": AddedToken(len(ids))}
+    loaded = read_vocabulary(tmp_path)
+    assert loaded.added == {"<|endoftext|>": AddedToken(len(ids))}
     for n_vocab, eot in (len(ids), None), (len(ids) + 9, len(ids)):
-        assert Encoder(found, n_vocab).eot == eot
+        assert Encoder(loaded, n_vocab).eot == eot
 
 
 def test_a_directory_without_a_vocabulary_is_refused(tmp_path, vocabulary):

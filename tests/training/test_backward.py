@@ -1,4 +1,4 @@
-"""training/backward.py against torch's autograd (golden file), gpt2.py, and finite differences."""
+"""Compare training/backward.py with torch's autograd (a golden file), gpt2.py and differences."""
 
 import weakref
 
@@ -24,7 +24,7 @@ from training import backward
 
 
 def loss_and_gradient(params, ids, rate=0.0, seed=0):
-    """Mean cross-entropy of ids [B, n + 1], each predicted from those before, and its gradient."""
+    """Return the mean loss of sequences of ids [B, n + 1], and its gradient."""
     inputs, targets = ids[:, :-1], ids[:, 1:].ravel()
     logits, kept = backward.gpt2_forward(
         inputs, **params, hparams=TINY, rate=rate, rng=np.random.default_rng(seed)
@@ -50,14 +50,14 @@ def check_directions(loss, arrays, grads, step=1e-4):
         )
 
 
-def test_training_forward_gives_the_logits_of_gpt2():
+def test_the_forward_pass_gives_the_logits_of_gpt2():
     params, ids = random_params(n_ctx=LONG), some_ids(3, LONG)
     logits, _ = backward.gpt2_forward(ids, **params, hparams=TINY)
     expected = [gpt2.gpt2(row, **params, hparams=TINY) for row in ids]
     np.testing.assert_allclose(logits, np.concatenate(expected), rtol=0, atol=1e-4)
 
 
-def test_loss_and_every_gradient_are_those_of_torch():
+def test_the_loss_and_every_gradient_agree_with_torch():
     golden = dict(np.load(GOLDEN / "backward.npz"))
     params = random_params(seed=3)
     loss, grads = loss_and_gradient(params, golden.pop("ids"))
@@ -86,7 +86,7 @@ def test_gradients_agree_with_finite_differences(batch, rate):
 
 
 def test_gradients_of_many_rows_agree_with_finite_differences():
-    """Enough rows that the functions which work in pieces need several."""
+    """With 4,000 rows, the functions that work in pieces need several of them."""
     rng = np.random.default_rng(0)
     x, dy, g, b = (rng.standard_normal(shape) for shape in ((4000, 40), (4000, 40), 40, 40))
     y, slope = backward.gelu_forward(x)
@@ -110,7 +110,7 @@ def test_attention_gradient_agrees_with_finite_differences(n):
 
 
 def test_heads_are_split_and_joined():
-    """Of 2 sequences with 3 tokens of 5 heads each."""
+    """Take 2 sequences with 3 tokens each, and 5 heads."""
     x = np.arange(2 * 3 * 5 * 4).reshape(6, 20)
     heads = backward.heads_of_rows(x, n=3, n_head=5)
     assert heads.shape == (10, 3, 4)
@@ -121,7 +121,7 @@ def test_heads_are_split_and_joined():
     assert np.array_equal(backward.join_heads(heads, n_head=5), x)
 
 
-def test_the_embedding_gradient_adds_rows_up_where_they_came_from():
+def test_the_embedding_gradient_adds_each_row_at_its_id():
     rng = np.random.default_rng(0)
     dy, ids = rng.standard_normal((200, 7)), rng.integers(1, 20, size=200)
     expected = np.zeros((21, 7))
@@ -130,11 +130,13 @@ def test_the_embedding_gradient_adds_rows_up_where_they_came_from():
 
 
 @pytest.mark.parametrize("t", [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, LONG - 2])
-def test_the_gradient_of_the_future_is_zero(t):
+def test_a_later_token_gets_no_gradient_from_an_earlier_one(t):
     params, ids = random_params(n_ctx=LONG), some_ids(2, LONG)
     logits, kept = backward.gpt2_forward(ids, **params, hparams=TINY)
     dlogits = np.zeros_like(logits).reshape(2, LONG, N_VOCAB)
-    dlogits[0, t] = np.random.default_rng(t).standard_normal(N_VOCAB)  # one position's loss
+    dlogits[0, t] = np.random.default_rng(t).standard_normal(
+        N_VOCAB
+    )  # the loss depends on position t
     grads = backward.gpt2_backward(dlogits.reshape(logits.shape), kept, **params, hparams=TINY)
     assert not grads["wpe"][t + 1 :].any()
     assert grads["wpe"][: t + 1].any(-1).all()
@@ -150,18 +152,18 @@ def test_the_gradient_of_a_batch_is_the_sum_over_its_sequences():
 
 
 @pytest.mark.parametrize("n", [10, 64, 256, 1024])
-def test_as_many_sequences_at_a_time_as_the_cache_holds_scores_of(n):
-    found = backward.groups(1001 * n, n, n_head=4)
+def test_a_group_has_as_many_sequences_as_the_cpu_cache_has_room_for(n):
+    groups = backward.groups(1001 * n, n, n_head=4)
     rows = range(1001 * n)
-    assert [i for group in found for i in rows[group]] == [*rows]
-    sizes = [len(rows[group]) // n for group in found]
-    scores = 4 * min(n, QUERY_BLOCK) * n  # of a sequence, at a time
+    assert [i for group in groups for i in rows[group]] == [*rows]
+    sizes = [len(rows[group]) // n for group in groups]
+    scores = 4 * min(n, QUERY_BLOCK) * n  # how many a sequence computes at a time
     assert max(sizes) == sizes[0] and (sizes[0] + 1) * scores > backward.SCORES
     assert sizes[0] * scores <= backward.SCORES or sizes[0] == 1
-    assert all(len(rows[group]) % n == 0 for group in found)
+    assert all(len(rows[group]) % n == 0 for group in groups)
 
 
-def test_dropout_zeroes_a_share_and_keeps_the_mean():
+def test_dropout_sets_a_part_to_zero_and_keeps_the_mean():
     x, mask = backward.dropout(np.ones((500, 400), np.float32), 0.3, np.random.default_rng(0))
     assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.7)}
     assert np.mean(x == 0) == pytest.approx(0.3, abs=0.005)
@@ -170,8 +172,8 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
     assert (x == 1).all() and np.array_equal(backward.dropout_backward(x, mask), x)
 
 
-def test_dropout_drops_of_the_embedding_and_of_what_each_layer_adds():
-    """gpt2_pico.py with masks, which come from the same random numbers, one after another."""
+def test_dropout_applies_to_the_embedding_and_to_what_each_layer_adds():
+    """Compare with gpt2_pico.py and masks that are drawn from the same random numbers in turn."""
     params, (ids,), rate = random_params(), some_ids(1, 30), 0.3
     logits, _ = backward.gpt2_forward(
         ids[None], **params, hparams=TINY, rate=rate, rng=np.random.default_rng(5)
@@ -212,14 +214,14 @@ def test_every_function_keeps_float32(rate, monkeypatch):
     assert {x.dtype for _, x in leaves(grads)} == {np.dtype("float32")}
 
 
-def test_dropout_drops_single_numbers_and_scales_up_the_others():
+def test_dropout_sets_single_numbers_to_zero_and_scales_up_the_others():
     y, mask = backward.dropout(np.ones((400, 300), np.float32), 0.25, np.random.default_rng(0))
     assert np.array_equal(y, mask) and y.dtype == np.float32
     np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
-    for axis in 0, 1:  # no row and no column has many more of them than another
+    for axis in 0, 1:  # the zeros are spread evenly over rows and columns
         assert abs((y == 0).mean(axis) - 0.25).max() < 0.15
     assert abs((y == 0).mean() - 0.25) < 0.01
-    assert backward.dropout(y, 0, np.random.default_rng(0))[1] is None  # nothing was drawn
+    assert backward.dropout(y, 0, np.random.default_rng(0))[1] is None  # no random number was drawn
 
 
 def test_the_loss_of_large_logits_is_finite():
@@ -229,8 +231,8 @@ def test_the_loss_of_large_logits_is_finite():
     assert dlogits.tolist() == [[-1, 1], [0, 0]]
 
 
-def test_the_way_back_frees_what_each_block_kept(monkeypatch):
-    """When the gradient of the first block is computed, nothing of the others is in memory."""
+def test_the_backward_pass_frees_what_each_block_kept(monkeypatch):
+    """When the gradient of the first block is computed, the others have been freed."""
     params, ids = random_params(), some_ids(2, 9)
     logits, kept = backward.gpt2_forward(ids, **params, hparams=TINY)
     slopes = [weakref.ref(kept_mlp[1]) for _, _, _, _, kept_mlp, _ in kept[2]]

@@ -1,4 +1,4 @@
-"""Texts: where they come from, read in pieces, held out in part, separated, turned into ids."""
+"""Test how texts are found, read in pieces, held out in part, separated, and turned into ids."""
 
 import http.server
 import json
@@ -23,11 +23,11 @@ def read_all(path, **options):
 
 
 def pieces_of(path, **options):
-    """The pieces in which a whole file is read."""
+    """Return the pieces in which a whole file is read."""
     return list(corpus.read_texts([(path, 0, path.stat().st_size)], **options))
 
 
-def test_text_comes_in_pieces_that_encode_as_the_whole(tmp_path):
+def test_pieces_of_a_text_have_the_same_ids_as_the_whole(tmp_path):
     rng = random.Random(1)
     words = ["\n", "\n\n", "a", " the", "é", " 字字", "  ", "'s", " 12", "!?", "\t", "word "]
     whole = "".join(rng.choice(words) for _ in range(900_000))
@@ -65,7 +65,7 @@ def test_only_a_very_long_word_is_cut_when_a_text_is_encoded(small, monkeypatch)
     assert [*corpus.bounded_pieces("")] == [""]
 
 
-def test_a_line_that_is_too_long_is_refused_by_its_place(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_refused_with_its_offset(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "MAX_LINE", 30)
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "low"}\n' + '{"text": "' + "low " * 9 + '"}\n')
@@ -75,10 +75,10 @@ def test_a_line_that_is_too_long_is_refused_by_its_place(tmp_path, monkeypatch):
             list(corpus.read_texts(parts))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory as Linux counts it")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize("text", ["low ", "lower", " ", "\n", "字"])
 def test_memory_does_not_depend_on_the_text(text, tmp_path):
-    """Ten times the text takes at most a tenth more memory."""
+    """Ten times as much text takes at most a tenth more memory."""
     code = "import resource, sys, train; train.main(sys.argv[1:])\n"
     code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     peaks = []
@@ -110,7 +110,7 @@ def test_small_pieces_cut_no_character_and_no_word(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("n", [0, 1, 990, 999, 5000])
-def test_a_block_is_cut_at_its_last_word_end_however_far_from_the_end(n, tmp_path, monkeypatch):
+def test_a_block_is_cut_where_its_last_word_ends_even_far_from_its_end(n, tmp_path, monkeypatch):
     text = b"low low " + b"x" * n
     monkeypatch.setattr(corpus, "BLOCK", len(text))
     path = tmp_path / "text"
@@ -119,7 +119,7 @@ def test_a_block_is_cut_at_its_last_word_end_however_far_from_the_end(n, tmp_pat
         assert next(corpus.read_blocks(file, len(text) + 3)) == b"low low"
 
 
-def test_the_tail_is_held_out_and_no_character_is_cut(tmp_path):
+def test_the_end_is_held_out_and_no_character_is_cut(tmp_path):
     for name, content in ("a", "é" * 50), ("b", "字" * 11), ("c", "x" * 40):
         (tmp_path / name).write_text(content, encoding="utf-8")
     paths = [tmp_path / name for name in "abc"]
@@ -137,18 +137,18 @@ def test_an_empty_file_is_refused(tmp_path):
         corpus.split_files([tmp_path / "full", tmp_path / "empty"], 0.1)
 
 
-def test_files_are_set_apart_and_counted(tmp_path):
+def test_files_are_separated_and_their_ids_are_counted(tmp_path):
     (tmp_path / "a").write_text("low low", encoding="utf-8")
     (tmp_path / "b").write_text("lower é", encoding="utf-8")
     encoder = learn_bpe(["low lower"], 260)
     parts = corpus.split_files([tmp_path / "a", tmp_path / "b"], 1.0)[1]
     with open(tmp_path / "ids", "wb") as file:
-        file.write(b"\1\2")  # it is appended to what is there
+        file.write(b"\1\2")  # write_ids must append to this
         n_ids = corpus.write_ids(file, parts, encoder)
     ids = np.fromfile(tmp_path / "ids", corpus.id_type(encoder))[1:].tolist()
     assert ids == encoder.encode("low low") + [encoder.eot] + encoder.encode("lower é")
     assert n_ids == len(ids)
-    vocabulary = encoder.vocabulary  # without <|endoftext|>, nothing stands between the two
+    vocabulary = encoder.vocabulary  # without <|endoftext|>, nothing separates the files
     plain = {token: i - 1 for token, i in vocabulary.ids.items() if i}
     encoder = Encoder(vocabulary._replace(ids=plain))
     ids = np.concatenate(list(corpus.encode_parts(parts, encoder))).tolist()
@@ -156,12 +156,12 @@ def test_files_are_set_apart_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("n_vocab, size", [(65536, 2), (65537, 4)])
-def test_ids_take_two_bytes_where_they_fit(n_vocab, size, small):
+def test_ids_take_two_bytes_if_they_fit(n_vocab, size, small):
     ids = {**small.vocabulary.ids, **{f"x{i}": i for i in range(280, n_vocab)}}
     encoder = Encoder(small.vocabulary._replace(ids=ids))
     assert np.dtype(corpus.id_type(encoder)).itemsize == size
     assert np.array([n_vocab - 1], corpus.id_type(encoder))[0] == n_vocab - 1
-    added = {"<x>": AddedToken(n_vocab)}  # one more than the vocabulary has, or the model's padding
+    added = {"<x>": AddedToken(n_vocab)}  # one id more: an added token, or padding
     for other in (
         Encoder(encoder.vocabulary._replace(added=added)),
         Encoder(encoder.vocabulary, n_vocab + 1),
@@ -169,13 +169,13 @@ def test_ids_take_two_bytes_where_they_fit(n_vocab, size, small):
         assert np.array([n_vocab], corpus.id_type(other))[0] == n_vocab
 
 
-def test_segmentations_spell_one_text_in_several_ways(text):
+def test_segmentations_split_a_text_into_tokens_in_several_ways(text):
     text = text.read_text(encoding="utf-8")
     encoder = learn_bpe([text], 300)
-    found = list(corpus.segmentations(encoder, 0.5, np.random.default_rng(0)))
-    ids = [tuple(part.encode(text)) for part in found]
-    assert len(set(ids)) == len(found) == corpus.COPIES
-    assert found[-1] is encoder
+    encoders = list(corpus.segmentations(encoder, 0.5, np.random.default_rng(0)))
+    ids = [tuple(part.encode(text)) for part in encoders]
+    assert len(set(ids)) == len(encoders) == corpus.COPIES
+    assert encoders[-1] is encoder
     assert len(ids[0]) > len(ids[-1]) == min(map(len, ids))
     assert {encoder.decode(each) for each in ids} == {text}
     assert list(corpus.segmentations(encoder, 0, np.random.default_rng(0))) == [encoder]
@@ -203,7 +203,7 @@ def test_lowercase_and_stopwords(tmp_path):
     assert read_all(path, stopwords=words) == "King and queen, theory ."
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text_but_at_its_start(tmp_path):
+def test_a_byte_order_mark_is_skipped_only_at_the_start_of_a_file(tmp_path):
     path = tmp_path / "text"
     path.write_bytes("\ufeffone \ufefftwo".encode())
     for fraction, expected in (0, ("one \ufefftwo", "")), (1, ("", "one \ufefftwo")):
@@ -219,7 +219,7 @@ def test_stopwords_after_a_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize("block", [corpus.BLOCK, 64])
-def test_what_is_not_utf_8_is_refused_with_its_place(block, tmp_path, monkeypatch):
+def test_invalid_utf_8_is_refused_with_its_offset(block, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", block)
     path = tmp_path / "binary"
     path.write_bytes(b"text " * 100 + b"\xff\xfe" + b"text " * 100)
@@ -237,7 +237,7 @@ STORIES = (
 
 
 def with_ends(encoder, *texts):
-    """The ids of texts with that of <|endoftext|> between them: what it has to come to."""
+    """Return the expected ids of these texts, with <|endoftext|> between them."""
     ids = []
     for text in texts:
         ids += [encoder.eot, *encoder.encode(text)]
@@ -250,7 +250,7 @@ def ids_of(paths, encoder, **text_options):
 
 
 @pytest.mark.parametrize("block", [corpus.BLOCK, *range(1, 40)])
-def test_endoftext_is_a_boundary_with_the_line_break_after_it(block, small, tmp_path, monkeypatch):
+def test_endoftext_and_a_line_break_after_it_are_a_boundary(block, small, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", block)
     path = tmp_path / "stories"
     path.write_bytes(STORIES.encode())
@@ -263,23 +263,23 @@ def test_endoftext_is_a_boundary_with_the_line_break_after_it(block, small, tmp_
     assert ids_of([path], small, **options) == with_ends(small, *texts)
 
 
-def test_what_is_no_endoftext_is_text(small, tmp_path):
+def test_text_that_resembles_endoftext_stays_text(small, tmp_path):
     text = "<|ENDOFTEXT|> <| endoftext|> <|endoftext|"
     (tmp_path / "text").write_text(text)
-    found = ids_of([tmp_path / "text"], small, lowercase=True)
-    assert found == small.encode(text.lower()) and small.eot not in found
+    ids = ids_of([tmp_path / "text"], small, lowercase=True)
+    assert ids == small.encode(text.lower()) and small.eot not in ids
 
 
-def test_nothing_is_cut_that_belongs_together(tmp_path):
+def test_no_boundary_and_no_character_is_cut(tmp_path):
     path, content = tmp_path / "stories", STORIES.encode()
     path.write_bytes(content)
-    for place in range(len(content) + 1):
-        parts = corpus.split_files([path], 1 - place / len(content))
+    for offset in range(len(content) + 1):
+        parts = corpus.split_files([path], 1 - offset / len(content))
         texts = [list(corpus.read_texts(half)) for half in parts]
         joined = ["|" if text is None else text for half in texts for text in half]
         assert "".join(joined) == corpus.BOUNDARY.sub("|", STORIES)
         middle = parts[1][0][1] if parts[1] else len(content)
-        assert abs(middle - place) < 15
+        assert abs(middle - offset) < 15
 
 
 def test_a_line_of_jsonl_is_a_text(small, tmp_path):
@@ -289,15 +289,15 @@ def test_a_line_of_jsonl_is_a_text(small, tmp_path):
     )
     rows = [json.dumps({"text": text, "n": 1}) for text in texts]
     path.write_bytes(("\ufeff" + "\n\r\n".join(rows)).encode())
-    # A text without a character is none: there is nothing that a boundary could end.
+    # An empty text does not count, so no boundary ends it.
     expected = with_ends(small, "low", "é\n", "slow\u2028 x", "two", "3")
     assert ids_of([path], small) == expected
-    for place in range(path.stat().st_size + 1):
-        halves = corpus.split_files([path], 1 - place / path.stat().st_size)
-        found = [list(corpus.read_texts(half)) for half in halves]
-        words = [text for half in found for text in half if text]
+    for offset in range(path.stat().st_size + 1):
+        parts = corpus.split_files([path], 1 - offset / path.stat().st_size)
+        halves = [list(corpus.read_texts(part)) for part in parts]
+        words = [text for half in halves for text in half if text]
         assert words == ["low", "é\n", "slow\u2028 x", "two", "3"]
-        assert not found[1] or found[1][0] in ["low", "é\n", "slow\u2028 x", "two"]
+        assert not halves[1] or halves[1][0] in ["low", "é\n", "slow\u2028 x", "two"]
 
 
 @pytest.mark.parametrize(
@@ -310,14 +310,14 @@ def test_a_line_of_jsonl_is_a_text(small, tmp_path):
         ("{}", "is not an object with a string"),
     ],
 )
-def test_a_line_of_jsonl_without_a_text_is_refused_with_its_place(line, fault, tmp_path):
+def test_a_line_of_jsonl_without_a_text_is_refused_with_its_offset(line, fault, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "low"}\n' + line, newline="")
     with pytest.raises(ValueError, match=f"bad.jsonl: the line at byte 16 {fault}"):
         read_all(path)
 
 
-def test_between_two_files_is_one_boundary_whatever_the_first_ends_with(small, tmp_path):
+def test_one_boundary_separates_two_files_whatever_the_first_ends_with(small, tmp_path):
     paths = [tmp_path / name for name in ("a", "b", "c.jsonl", "d")]
     for path, text in zip(paths, ["low<|endoftext|>\n", "slow", '{"text": "x"}\n\n', "low"]):
         path.write_text(text, newline="")
@@ -325,7 +325,7 @@ def test_between_two_files_is_one_boundary_whatever_the_first_ends_with(small, t
     assert ids_of(paths[:1], small) == [*small.encode("low"), small.eot]
 
 
-def test_a_byte_order_mark_is_no_text(small, tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_text(small, tmp_path):
     (tmp_path / "a").write_bytes("\ufefflow".encode())
     (tmp_path / "b").write_bytes("x\ufefflow".encode())
     assert ids_of([tmp_path / "a"], small) == small.encode("low")
@@ -338,27 +338,28 @@ def test_a_byte_order_mark_is_no_text(small, tmp_path):
 # Where a text comes from
 
 
-def found(tmp_path, *names):
+def find_texts(tmp_path, *names):
+    """Return the paths of these texts, relative to tmp_path."""
     paths = corpus.find_texts(names, tmp_path / "models", tmp_path / "kept")
     return [Path(path).relative_to(tmp_path).as_posix() for path in paths]
 
 
-def test_a_file_is_itself_and_a_directory_its_texts_in_order(tmp_path):
+def test_a_directory_stands_for_its_texts_in_order(tmp_path):
     notes = tmp_path / "notes"
     for name in "b.txt", "a/z.md", "a/B.TXT", "c.py", "d.txt/e.md", "empty.md":
         (notes / name).parent.mkdir(parents=True, exist_ok=True)
         (notes / name).write_text("" if name == "empty.md" else name)
     (tmp_path / "alone.py").write_text("text")
-    assert found(tmp_path, tmp_path / "alone.py", notes) == [
+    assert find_texts(tmp_path, tmp_path / "alone.py", notes) == [
         *("alone.py", "notes/a/B.TXT", "notes/a/z.md", "notes/b.txt", "notes/d.txt/e.md")
     ]
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"none: there is no \.txt and no \.md file below it"):
-        found(tmp_path, tmp_path / "none")
+        find_texts(tmp_path, tmp_path / "none")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
-def test_a_pipe_is_kept(tmp_path):
+def test_a_pipe_is_copied_to_a_file(tmp_path):
     def write(path, data):
         threading.Thread(target=path.write_bytes, args=(data,), daemon=True).start()
 
@@ -366,21 +367,21 @@ def test_a_pipe_is_kept(tmp_path):
     for data in b"text " * 50_000, b"":
         write(tmp_path / "pipe", data)
         if data:
-            assert found(tmp_path, tmp_path / "pipe") == ["kept/piped-text-0"]
+            assert find_texts(tmp_path, tmp_path / "pipe") == ["kept/piped-text-0"]
             assert (tmp_path / "kept" / "piped-text-0").read_bytes() == data
         else:
             with pytest.raises(ValueError, match="pipe is empty"):
-                found(tmp_path, tmp_path / "pipe")
+                find_texts(tmp_path, tmp_path / "pipe")
     os.mkfifo(tmp_path / "other")
     for name in "pipe", "other":
         write(tmp_path / name, name.encode())
-    kept = found(tmp_path, tmp_path / "pipe", tmp_path / "other")
+    kept = find_texts(tmp_path, tmp_path / "pipe", tmp_path / "other")
     assert [(tmp_path / path).read_text() for path in kept] == ["pipe", "other"]
 
 
 @pytest.fixture
 def server():
-    """-> {path: bytes} that an address serves, the requests it got, the address"""
+    """Yield {path: bytes} that a server serves, the requests it has got, and its address."""
     files, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -406,22 +407,22 @@ def test_an_address_is_fetched_once_and_kept(server, tmp_path):
     files, asked, address = server
     files["/a/input.txt"], files["/b/input.txt?x=1"] = b"one", b"two"
     names = [f"{address}/a/input.txt", f"{address}/b/input.txt?x=1"]
-    paths = found(tmp_path, *names)
-    assert paths == found(tmp_path, *names) and asked == ["/a/input.txt", "/b/input.txt?x=1"]
+    paths = find_texts(tmp_path, *names)
+    assert paths == find_texts(tmp_path, *names) and asked == ["/a/input.txt", "/b/input.txt?x=1"]
     assert [(tmp_path / path).read_bytes() for path in paths] == [b"one", b"two"]
     assert all(path.startswith("models/texts/") and path.endswith("input.txt") for path in paths)
-    (path,) = found(tmp_path, names[0].replace("http", "HTTP"))
+    (path,) = find_texts(tmp_path, names[0].replace("http", "HTTP"))
     assert (tmp_path / path).read_bytes() == b"one"
-    files["/"] = b"three"  # no name at all
-    assert (tmp_path / found(tmp_path, address + "/")[0]).read_bytes() == b"three"
+    files["/"] = b"three"  # an address without a file name
+    assert (tmp_path / find_texts(tmp_path, address + "/")[0]).read_bytes() == b"three"
     with pytest.raises(OSError, match="/none.txt: .*404"):
-        found(tmp_path, f"{address}/none.txt")
+        find_texts(tmp_path, f"{address}/none.txt")
 
 
-# As the commands take them
+# In the commands
 
 
-def test_one_text_is_the_same_to_train_on_however_it_comes(text, server, tmp_path):
+def test_a_file_a_directory_an_address_and_a_pipe_give_the_same_run(text, server, tmp_path):
     files, asked, address = server
     content = text.read_bytes()
     files["/king.txt"] = content
@@ -452,7 +453,7 @@ def test_one_text_is_the_same_to_train_on_however_it_comes(text, server, tmp_pat
     assert asked == ["/king.txt"]
 
 
-def test_a_pipe_from_the_shell_is_a_text(text, tmp_path):
+def test_standard_input_may_be_a_text(text, tmp_path):
     content = text.read_bytes()
     done = run("train.py", "/dev/stdin", "--out", tmp_path / "out", *SMALL, stdin=content)
     assert done.returncode == 0 or not Path("/dev/stdin").exists(), done.stderr
@@ -461,7 +462,7 @@ def test_a_pipe_from_the_shell_is_a_text(text, tmp_path):
     assert done.stderr == b"train.py: error: standard input is empty\n"
 
 
-def test_an_address_that_fails_is_one_line_and_leaves_no_run(server, tmp_path, models_dir):
+def test_an_address_that_fails_prints_one_line_and_leaves_no_files(server, tmp_path, models_dir):
     address = f"{server[-1]}/none.txt"
     done = run("train.py", address, "--out", tmp_path / "out", *SMALL, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"404" in done.stderr

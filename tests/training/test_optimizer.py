@@ -1,4 +1,4 @@
-"""The updates against their published algorithms, the schedule, and the flat vector of weights."""
+"""Test AdamW and Muon against the published algorithms, the schedule, and the vector of weights."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ def test_muon_is_the_published_algorithm(shape, n_parts):
     m = 0.95 * m + 0.5 * g
     nesterov = 0.5 * g + 0.95 * m
     expected = (1 - 0.1 * 0.3) * w
-    for i in range(n_parts):  # the query's, the key's and the value's matrix of c_attn by itself
+    for i in range(n_parts):  # c_attn is the matrices of q, k and v
         part = slice(i * shape[1] // n_parts, (i + 1) * shape[1] // n_parts)
         u, s, vt = np.linalg.svd(nesterov[:, part], full_matrices=False)
         s /= np.linalg.norm(s)
@@ -66,7 +66,7 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert schedule(0.1, 0.1) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 0.1))
 
 
-def test_clip_shortens_what_is_too_long_and_nothing_else():
+def test_clip_shortens_only_gradients_that_are_too_long():
     assert optimizer.clip(0.0) == optimizer.clip(0.5) == 1
     for norm, limit in (4.0, 1.0), (1e6, 1.0), (4.0, 2.0):
         assert norm * optimizer.clip(norm, limit) == pytest.approx(limit, rel=1e-5)
@@ -90,7 +90,7 @@ def test_a_flat_vector_holds_each_parameter_once():
         assert vector.dtype == np.float32
 
 
-def test_the_parameters_that_came_in_stay_as_they_are():
+def test_the_parameters_that_are_passed_in_stay_unchanged():
     params = random_params()
     before = {name: x.copy() for name, x in flatten(params).items()}
     state = Optimizer(params, 1, decay=0.1, by_muon=False)
@@ -99,8 +99,8 @@ def test_the_parameters_that_came_in_stay_as_they_are():
 
 
 @pytest.mark.parametrize("piece", [2**16, 1000])
-def test_adamw_updates_every_weight_and_decays_those_in_matrices(piece, monkeypatch):
-    """Expected is the first step of the algorithm: each weight moves by lr against its gradient."""
+def test_adamw_updates_every_weight_and_decays_only_matrices(piece, monkeypatch):
+    """In the first step of AdamW, each weight moves by lr, against the sign of its gradient."""
     monkeypatch.setattr(optimizer, "PIECE", piece)
     params, rng = random_params(), np.random.default_rng(0)
     state = Optimizer(params, 2, decay=0.3, by_muon=False)
@@ -116,7 +116,7 @@ def test_adamw_updates_every_weight_and_decays_those_in_matrices(piece, monkeypa
 
 
 def test_muon_updates_the_matrices_in_blocks_and_adamw_the_rest():
-    """A gradient with a single direction, u v^T, stays what it is, but for its size."""
+    """A gradient u v^T has a single direction, so Muon changes only its size."""
     params, rng = random_params(), np.random.default_rng(0)
     state = Optimizer(params, 1, decay=0.3, by_muon=True)
     directions = {}
@@ -141,8 +141,8 @@ def test_muon_updates_the_matrices_in_blocks_and_adamw_the_rest():
             np.testing.assert_allclose(step, 0.25 * np.sign(direction), atol=1e-4, err_msg=name)
 
 
-def test_moments_and_steps_are_those_of_each_weight(monkeypatch):
-    """Three updates in pieces, against adamw, which has a test of its own, of the whole vector."""
+def test_each_weight_has_its_own_moments(monkeypatch):
+    """Three updates in pieces give the same as adamw for the whole vector."""
     monkeypatch.setattr(optimizer, "PIECE", 1000)
     state = Optimizer(random_params(), 1, decay=0.0, by_muon=False)
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def test_moments_and_steps_are_those_of_each_weight(monkeypatch):
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_each_thread_adds_up_in_a_row_of_its_own():
+def test_each_thread_has_its_own_row_of_gradients():
     state = Optimizer(random_params(), 3, decay=0.0, by_muon=False)
     for i, tree in enumerate(state.gradients):
         for x in flatten(tree).values():
@@ -165,8 +165,8 @@ def test_each_thread_adds_up_in_a_row_of_its_own():
 
 
 @pytest.mark.parametrize("by_muon", [False, True])
-def test_a_weight_without_a_gradient_stays_where_it_is(by_muon):
-    """Such as that of a position that no sequence reaches: 0 / 0 would be NaN."""
+def test_a_weight_without_a_gradient_stays_unchanged(by_muon):
+    """One example is a position that no sequence reaches: 0 / 0 would be NaN."""
     state = Optimizer(random_params(), 1, decay=0.0, by_muon=by_muon)
     before = state.w.copy()
     with ThreadPoolExecutor(2) as pool:

@@ -1,4 +1,4 @@
-"""The options of train.py: defaults, what a model or an unfinished run brings, what was given."""
+"""Test the options of train.py: the defaults, and options from a model or an unfinished run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def given(*args):
 
 
 def settings(*args):
-    """The options that a run has with these arguments."""
+    """Return the options of a run that has these arguments."""
     options, _ = resolve_options(given(*args))
     return vars(options)
 
@@ -59,23 +59,23 @@ EXPECTED = {
 }
 
 
-def test_a_run_has_the_defaults_that_help_states(tmp_path):
-    found = settings("text.txt", "--out", tmp_path)
+def test_a_run_has_the_defaults_that_the_help_shows(tmp_path):
+    options = settings("text.txt", "--out", tmp_path)
     expected = {**EXPECTED, "models_dir": os.path.abspath("models")}
-    assert found == {"text": [os.path.abspath("text.txt")], **expected}
-    helped = {action.dest: action.help for action in parser()._actions}
+    assert options == {"text": [os.path.abspath("text.txt")], **expected}
+    help_of = {action.dest: action.help for action in parser()._actions}
     for name, value in EXPECTED.items():
         if value is None or value is False or value == []:
-            assert "(" not in helped[name], name
+            assert "(" not in help_of[name], name
         elif name == "threads":
-            assert helped[name] == "(one per core)"
+            assert help_of[name] == "number of threads (one per core)"
         else:
-            assert re.findall(r"\(([^ ;)]*)", helped[name])[0] == str(value), name
-    assert "; 0.0004 with --init_from" in helped["learning_rate"]
-    assert DEFAULTS.keys() == found.keys()
+            assert re.findall(r"\(([^ ;)]*)", help_of[name])[0] == str(value), name
+    assert "; 0.0004 with --init_from" in help_of["learning_rate"]
+    assert DEFAULTS.keys() == options.keys()
 
 
-def test_what_is_not_given_is_not_there():
+def test_the_parser_returns_only_options_that_are_given():
     assert given() == {}
     assert given("a", "b", "--lowercase", "--minutes", "2") == {
         "text": ["a", "b"],
@@ -92,17 +92,17 @@ def test_paths_become_absolute(unbroken, tmp_path, monkeypatch):
     shutil.copytree(unbroken[0], tmp_path / "mine" / "model")
     monkeypatch.chdir(tmp_path)
     args = "text.txt", "-", "HTTP://host/text", "--out", "out", "--models_dir", "mine"
-    found = settings(*args, "--tokenizer", "mine/model", "--stopwords", "words")
-    assert found["text"] == [str(tmp_path / "text.txt"), "-", "HTTP://host/text"]
-    assert found["models_dir"] == str(tmp_path / "mine")
-    assert found["tokenizer"] == str(tmp_path / "mine" / "model")
-    assert found["stopwords"] == ["the", "and"]  # so that the file is no longer needed
+    options = settings(*args, "--tokenizer", "mine/model", "--stopwords", "words")
+    assert options["text"] == [str(tmp_path / "text.txt"), "-", "HTTP://host/text"]
+    assert options["models_dir"] == str(tmp_path / "mine")
+    assert options["tokenizer"] == str(tmp_path / "mine" / "model")
+    assert options["stopwords"] == ["the", "and"]  # the file is not needed any more
     assert settings(*args, "--tokenizer", "model")["tokenizer"] == "model"  # a name
-    found = settings(*args, "--init_from", "./mine/model")
-    assert found["init_from"] == str(tmp_path / "mine" / "model")
+    options = settings(*args, "--init_from", "./mine/model")
+    assert options["init_from"] == str(tmp_path / "mine" / "model")
     monkeypatch.chdir(tmp_path / "mine" / "model")
-    found = settings("text.txt", "--out", "out", "--tokenizer", ".")
-    assert found["tokenizer"] == str(tmp_path / "mine" / "model")
+    options = settings("text.txt", "--out", "out", "--tokenizer", ".")
+    assert options["tokenizer"] == str(tmp_path / "mine" / "model")
 
 
 # Wrong usage
@@ -119,13 +119,13 @@ def test_paths_become_absolute(unbroken, tmp_path, monkeypatch):
         (["t", "--out", "m", "--tokenizer", "x", "--vocab_size", "300"], "--vocab_size comes from"),
     ],
 )
-def test_options_that_do_not_fit_together(args, words, tmp_path, monkeypatch):
+def test_options_that_contradict_each_other(args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=words):
         resolve_options(given(*args))
 
 
-def test_a_model_is_loaded_once_and_handed_on(unbroken, monkeypatch):
+def test_a_model_is_loaded_once_and_returned(unbroken, monkeypatch):
     calls, load = [], training.options.load_encoder_hparams_and_params
     monkeypatch.setattr(
         training.options,
@@ -139,23 +139,25 @@ def test_a_model_is_loaded_once_and_handed_on(unbroken, monkeypatch):
         resolve_options(given(*args, "--n_ctx", "17"))
 
 
-# What comes from a model or from an unfinished run
+# Options from a model or from an unfinished run
 
 
 def begin(out, options):
-    """Leave the checkpoint of an unfinished run."""
+    """Write the checkpoint of an unfinished run."""
     checkpoint_path(out).parent.mkdir(parents=True)
     vectors = SimpleNamespace(**{name: np.zeros(3, np.float32) for name in "wmv"})
     Run(out, None, None, vectors, Record(options)).save_checkpoint()
 
 
-def test_an_unfinished_run_goes_on_with_its_options(unbroken, text, tmp_path):
+def test_an_unfinished_run_keeps_its_options(unbroken, text, tmp_path):
     args = text, "--out", tmp_path / "out", *SMALL
     options = settings(*args)
     begin(tmp_path / "out", options)
     assert settings("--out", tmp_path / "out", "--resume") == options
-    found = settings("--out", tmp_path / "out", "--resume", "--iterations", "99", "--dropout", "0")
-    assert found == {**options, "iterations": 99, "dropout": 0}
+    changed = settings(
+        "--out", tmp_path / "out", "--resume", "--iterations", "99", "--dropout", "0"
+    )
+    assert changed == {**options, "iterations": 99, "dropout": 0}
     for change, word in (
         (["--lowercase"], "lowercase"),
         (["--stopwords", text], "stopwords"),
@@ -179,7 +181,7 @@ def test_an_unfinished_run_goes_on_with_its_options(unbroken, text, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--init_from", "--tokenizer"])
-def test_a_run_goes_on_with_the_model_that_it_began_with(option, models_dir, text, tmp_path):
+def test_a_resumed_run_needs_the_model_that_it_began_with(option, models_dir, text, tmp_path):
     shutil.copytree(models_dir / "tiny", tmp_path / "other")
     out = "--out", tmp_path / "out"
     options = settings(text, *out, option, models_dir / "tiny")
@@ -191,7 +193,7 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(option, models_dir, tex
         settings(*out, "--resume", option, tmp_path / "other")
 
 
-def test_options_are_kept_beside_the_model_and_evaluate_follows_them(text, tmp_path):
+def test_training_json_has_the_options_and_evaluate_follows_them(text, tmp_path):
     (tmp_path / "words").write_text("the and")
     (tmp_path / "Text").write_text(text.read_text(encoding="utf-8").title() + "<|endoftext|>")
     text = tmp_path / "Text"
@@ -210,18 +212,20 @@ def test_options_are_kept_beside_the_model_and_evaluate_follows_them(text, tmp_p
         "iterations": 44,
         "learning_rate": 4e-3,
     }
-    found = json.loads((tmp_path / "out" / "training.json").read_text())
+    recorded = json.loads((tmp_path / "out" / "training.json").read_text())
     files = ["config.json", "log.csv", "merges.txt", "model.safetensors", "training.json"]
-    assert found.pop("files") == [*files, "vocab.json"]
-    assert found.items() >= expected.items() and found.keys() == DEFAULTS.keys()
-    # The same again, from what is said there: the figures are those of the run.
+    assert recorded.pop("files") == [*files, "vocab.json"]
+    assert recorded.items() >= expected.items() and recorded.keys() == DEFAULTS.keys()
+    # evaluate.py changes the text in the same way, so its figures are those of the run.
     measured = run("evaluate.py", text, "--val_fraction", "0.1", "--model_size", tmp_path / "out")
     assert measured.returncode == 0 and done.stdout.encode().endswith(b"\n" + measured.stdout)
-    said = b"the text is measured in lower case and without the, and, as the model has learned it"
-    assert said in measured.stderr
+    note = (
+        b"the text is measured in lower case and without the, and, like the model's training text"
+    )
+    assert note in measured.stderr
 
 
-def test_a_model_is_trained_further_with_the_options_of_its_training(text, tmp_path):
+def test_a_model_is_trained_further_with_its_own_options(text, tmp_path):
     (tmp_path / "words").write_text("the and")
     first = "--lowercase", "--stopwords", "words", "--val_fraction", "0.2", "--dropout", "0.3"
     other = "--optimizer", "adamw", "--weight_decay", "0.2", "--dtype", "float16"
@@ -230,8 +234,8 @@ def test_a_model_is_trained_further_with_the_options_of_its_training(text, tmp_p
     (tmp_path / "words").unlink()
     n_tokens = re.search(r"([\d,]+ tokens to train on, [\d,]+) to validate", done.stdout)[1]
     args = "--out", tmp_path / "two", "--init_from", tmp_path / "one"
-    found = settings(*args)
-    assert found == {
+    options = settings(*args)
+    assert options == {
         **DEFAULTS,
         **dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size")),
         "text": [str(text)],
@@ -249,10 +253,10 @@ def test_a_model_is_trained_further_with_the_options_of_its_training(text, tmp_p
         "models_dir": os.path.abspath("models"),
         "threads": os.cpu_count(),
     }
-    assert settings(*args, "--dropout", "0") == {**found, "dropout": 0}
+    assert settings(*args, "--dropout", "0") == {**options, "dropout": 0}
     done = run_train("--out", tmp_path / "three", *args[2:], "--iterations", "5", cwd=tmp_path)
     assert done.returncode == 0 and n_tokens in done.stdout, done.stderr
-    for words in '"text": ["-"], ', "":  # nothing that could be read again
+    for words in '"text": ["-"], ', "":  # there is no text that could be read again
         (tmp_path / "one" / "training.json").write_text("{" + words + '"lowercase": true}')
         with pytest.raises(UsageError, match="which text?"):
             settings(*args)
@@ -266,17 +270,15 @@ def test_a_damaged_training_json_is_refused(unbroken, tmp_path, text):
             settings("--out", tmp_path / "out", "--init_from", tmp_path / "model")
 
 
-def test_a_password_in_the_address_of_a_text_is_neither_kept_nor_needed_again(
-    tmp_path, monkeypatch
-):
+def test_a_password_in_the_address_of_a_text_is_not_kept(tmp_path, monkeypatch):
     address, fetched = "http://me:secret@host/a/text.txt?token=hidden&page=2", []
 
     def fetch(name, directory):
         fetched.append(name)
 
     monkeypatch.setattr(training.corpus, "fetch_text", fetch)
-    found = settings(address, "plain.txt", "--out", tmp_path)
-    assert found["text"] == ["http://host/a/text.txt?page=2", os.path.abspath("plain.txt")]
+    options = settings(address, "plain.txt", "--out", tmp_path)
+    assert options["text"] == ["http://host/a/text.txt?page=2", os.path.abspath("plain.txt")]
     assert fetched == [address]
     model = "https://me:secret@huggingface.co/owner/name"
     assert (
@@ -284,13 +286,13 @@ def test_a_password_in_the_address_of_a_text_is_neither_kept_nor_needed_again(
     )
 
 
-# Values from a file that are of another type
+# Values in a file that have the wrong type
 
 ODD = [None, True, 0, -1, 2.5, 10**40, "x", "", [], [1], ["x", None], {}, {"x": 1}]
 
 
 def copy_of_a_run(out, change):
-    """Write the checkpoint of a run in which something is changed."""
+    """Rewrite the checkpoint of a run after change(record, vectors) has changed it."""
     vectors, record = read_checkpoint(out)
     content = vars(record)
     change(content, vectors)
@@ -299,7 +301,7 @@ def copy_of_a_run(out, change):
 
 
 def resumed(out):
-    """Return an error of one line, or None if the run can be resumed."""
+    """Return the error, which has to be one line, or None if the run can be resumed."""
     arguments = given("--out", out, "--resume")
     try:
         open_run(out, *resolve_options(arguments), resume=True)
@@ -310,14 +312,14 @@ def resumed(out):
 
 @pytest.fixture
 def begun(text, tmp_path):
-    """The directory of a run that has begun, and its checkpoint."""
+    """Return the directory of a run that has begun, and the bytes of its checkpoint."""
     arguments = given(text, "--out", tmp_path / "out", *SMALL)
     open_run(tmp_path / "out", *resolve_options(arguments))
     return tmp_path / "out", checkpoint_path(tmp_path / "out").read_bytes()
 
 
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_options_of_other_types_in_a_checkpoint_are_refused(value, begun):
+def test_options_of_a_wrong_type_in_a_checkpoint_are_refused(value, begun):
     out, checkpoint = begun
     refused = 0
     for name, default in DEFAULTS.items():
@@ -332,7 +334,7 @@ def test_options_of_other_types_in_a_checkpoint_are_refused(value, begun):
 
 
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_a_record_of_other_types_is_refused(value, begun):
+def test_a_record_of_a_wrong_type_is_refused(value, begun):
     out, checkpoint = begun
     for name in vars(read_checkpoint(out)[1]):
         checkpoint_path(out).write_bytes(checkpoint)
@@ -348,7 +350,7 @@ def test_a_record_of_other_types_is_refused(value, begun):
         assert "is not a checkpoint of train.py" in resumed(out)
 
 
-def test_vectors_of_another_length_or_type_are_refused(begun):
+def test_vectors_of_a_wrong_length_or_type_are_refused(begun):
     out, checkpoint = begun
     for change in (
         lambda x: x[:-1],
@@ -365,11 +367,11 @@ def test_vectors_of_another_length_or_type_are_refused(begun):
                     {name: change(vectors[name]) for name in names}
                 ),
             )
-            assert "checkpoint.safetensors is of another model; use --overwrite" in resumed(out)
+            assert "checkpoint.safetensors is from another model; use --overwrite" in resumed(out)
 
 
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_options_of_other_types_in_training_json_are_refused(value, unbroken, tmp_path):
+def test_options_of_a_wrong_type_in_training_json_are_refused(value, unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "model")
     path = tmp_path / "model" / "training.json"
     content = json.loads(path.read_text())

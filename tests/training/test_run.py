@@ -1,4 +1,4 @@
-"""A run on the disk: how it begins, is kept, goes on after a kill, and ends."""
+"""Test the files of a run: how it begins, is saved, is resumed after a kill, and ends."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from training.run import checkpoint_path, init_params, lock_run, read_checkpoint
 
 
 def open_run(*args):
-    """The run that train.py opens with these arguments."""
+    """Return the Run that train.py opens with these arguments."""
     given = vars(parser().parse_args([*map(str, args)]))
     return training.run.open_run(
         given["out"], *resolve_options(given), "resume" in given, "overwrite" in given
@@ -32,24 +32,24 @@ def open_run(*args):
 
 
 def whole(directory):
-    """The files in a directory, but for the lock and what a kill has left half written."""
+    """Return {name: content} of a directory, without the lock and half-written files."""
     paths = [path for path in directory.iterdir() if path.name != "lock"]
     return {path.name: path.read_bytes() for path in paths if path.suffix != ".tmp"}
 
 
 def everything(directory):
-    """{path: what is there} of all files below a directory."""
+    """Return {path: content} of all files below a directory."""
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-# A beginning
+# How a run begins
 
 
-def test_initial_parameters_are_those_of_gpt2():
+def test_initial_parameters_are_as_in_gpt2():
     hparams = {"n_vocab": 300, "n_ctx": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
     params = init_params(hparams, np.random.default_rng(0))
     rng = np.random.default_rng(0)
-    for name, x in flatten(params).items():  # in this order, so that a seed stands for one model
+    for name, x in flatten(params).items():  # the order matters: a seed must give the same model
         assert x.dtype == np.float32
         if x.ndim == 2:
             std = 0.02 / math.sqrt(6) if "c_proj" in name else 0.02
@@ -109,7 +109,7 @@ def test_a_text_that_is_too_short_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="short: too short: .* a sequence takes 17"):
         open_run(tmp_path / "short", "--out", out, *SMALL, "--vocab_size", "270")
     assert whole(out / "training") == {}
-    (tmp_path / "bytes").write_text("to be or not to be, to")  # 22 of them, each a token
+    (tmp_path / "bytes").write_text("to be or not to be, to")  # 22 bytes, each a token
     args = tmp_path / "bytes", "--out", out, *SMALL, "--vocab_size", "257", "--val_fraction"
     with pytest.raises(ValueError, match="bytes: too short: 16 tokens to train on, 6 to validate"):
         open_run(*args, "0.25")
@@ -118,17 +118,17 @@ def test_a_text_that_is_too_short_leaves_nothing(tmp_path):
         open_run(*args, "0.04", "--overwrite")
 
 
-# What is kept
+# What a run keeps
 
 
 @pytest.fixture
 def opened(text, tmp_path):
-    """-> a run, and the arguments that open it"""
+    """Return a run, and the arguments that open it."""
     args = text, "--out", tmp_path / "out", *SMALL
     return open_run(*args), args
 
 
-def test_a_checkpoint_brings_back_all_of_a_run(opened):
+def test_a_checkpoint_restores_all_of_a_run(opened):
     run, args = opened
     rng = np.random.default_rng(0)
     for name in "wmv":
@@ -143,11 +143,13 @@ def test_a_checkpoint_brings_back_all_of_a_run(opened):
     assert all(np.array_equal(x, params[n]) for n, x in flatten(again.optimizer.params).items())
     assert again.record == run.record and again.hparams == run.hparams
     assert again.encoder.vocabulary[:2] == run.encoder.vocabulary[:2]
-    alone = open_run("--out", args[2], "--resume", "--iterations", "99")  # the rest is known
+    alone = open_run(
+        "--out", args[2], "--resume", "--iterations", "99"
+    )  # without the other options
     assert alone.record.settings == {**run.record.settings, "iterations": 99}
 
 
-def test_what_is_not_a_checkpoint_is_refused(opened):
+def test_a_file_that_is_not_a_checkpoint_is_refused(opened):
     run, args = opened
     path = checkpoint_path(run.out)
     vectors, _ = read_checkpoint(run.out)
@@ -186,7 +188,7 @@ def test_the_best_model_so_far_is_kept_and_every_row_of_the_log(opened):
     ]
 
 
-def test_a_model_that_cannot_be_written_is_not_the_best_for_the_checkpoint(opened, monkeypatch):
+def test_a_model_that_cannot_be_written_does_not_become_the_best(opened, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
@@ -200,11 +202,11 @@ def test_a_model_that_cannot_be_written_is_not_the_best_for_the_checkpoint(opene
                 run.save("float32")
         else:
             run.save("float32")
-    again = open_run(*args, "--resume")  # and it comes to the same model once more
+    again = open_run(*args, "--resume")  # so it will try to write that model again
     assert (again.record.step, again.record.best) == (1, 5.0)
 
 
-def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_path, monkeypatch):
+def test_files_are_replaced_only_with_overwrite(opened, unbroken, text, tmp_path, monkeypatch):
     run, args = opened
     with pytest.raises(ValueError, match="holds an unfinished run: --resume it or --overwrite it"):
         open_run(*args)
@@ -213,14 +215,14 @@ def test_what_is_there_is_only_replaced_on_demand(opened, unbroken, text, tmp_pa
     assert open_run(*args, "--overwrite").record.step == 0
     with pytest.raises(ValueError, match="config.json is there already: give another --out, or"):
         open_run(text, "--out", unbroken[0], *SMALL)
-    assert open_run(text, "--out", tmp_path / "new", *SMALL, "--resume")  # nothing there
+    assert open_run(text, "--out", tmp_path / "new", *SMALL, "--resume")  # no run to resume
     monkeypatch.setattr(training.run, "init_params", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # the text is replaced: what was trained on it goes, too
+    with pytest.raises(ZeroDivisionError):  # the text is replaced, so its checkpoint goes, too
         open_run(*args, "--overwrite")
     assert "checkpoint.safetensors" not in whole(Path(run.out) / "training")
 
 
-def test_the_held_out_text_is_the_end_of_the_ids_and_both_are_mapped(opened):
+def test_the_held_out_text_is_the_end_of_the_ids_and_all_ids_are_mapped(opened):
     run, _ = opened
     train_ids, val_ids = run.read_ids()
     ids = np.fromfile(training.run.ids_path(run.out), np.uint16)
@@ -231,8 +233,8 @@ def test_the_held_out_text_is_the_end_of_the_ids_and_both_are_mapped(opened):
     assert isinstance(train_ids, np.memmap) and isinstance(val_ids, np.memmap)
 
 
-def test_each_file_is_replaced_as_a_whole(opened):
-    """A new file under the old name, so that a reader finds one or the other."""
+def test_each_file_is_replaced_atomically(opened):
+    """The new file gets the old name, so a reader finds one or the other."""
     run, _ = opened
     names = "log.csv", "training.json", "config.json", "model.safetensors"
     numbers = []
@@ -243,11 +245,11 @@ def test_each_file_is_replaced_as_a_whole(opened):
     assert all(first != second for first, second in zip(*numbers))
 
 
-def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
+def test_a_finished_run_leaves_nothing_but_its_model(opened):
     run, _ = opened
     work = Path(run.out) / "training"
-    (work / "notes").write_text("of somebody else")
-    (work / "piped-text-0").write_text("a pipe's")
+    (work / "notes").write_text("not from train.py")
+    (work / "piped-text-0").write_text("from a pipe")
     with lock_run(run.out):
         assert (work / "lock").exists()
     assert sorted(whole(work)) == [
@@ -266,7 +268,7 @@ def test_an_end_leaves_nothing_of_a_run_but_its_model(opened):
 
 
 def save_tokenizer(directory):
-    """Write a vocabulary of three files, and return it."""
+    """Write a vocabulary with tokenizer.json and two more files, and return it."""
     vocabulary = learn_bpe(["low lower lowest " * 9], 280).vocabulary
     merges = [list(pair) for pair in vocabulary.merges]
     tokenizer = {
@@ -285,9 +287,9 @@ def save_tokenizer(directory):
     return vocabulary
 
 
-def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
-    """tokenizer.json, tokenizer_config.json, special_tokens_map.json, and what a kill left half
-    written."""
+def test_no_file_of_a_vocabulary_stays_in_the_training_directory(text, tmp_path):
+    """The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json, and one that a
+    kill has left half written."""
     vocabulary = save_tokenizer(tmp_path / "tok")
     out = tmp_path / "out"
     with lock_run(out):
@@ -298,12 +300,12 @@ def test_no_file_of_a_vocabulary_is_left(text, tmp_path):
     assert not out.exists() and run.encoder.vocabulary.merges == vocabulary.merges
 
 
-def test_one_training_at_a_time_writes_into_a_directory(tmp_path):
+def test_only_one_process_at_a_time_trains_in_a_directory(tmp_path):
     out = tmp_path / "a" / "b" / "out"
     with lock_run(out):
         refused = pytest.raises(ValueError, match="out: another training is writing there")
         with refused, lock_run(out):
-            pytest.fail("two")
+            pytest.fail("two processes train at once")
         assert (out / "training" / "lock").exists()
         with lock_run(tmp_path / "other"):
             pass
@@ -314,7 +316,7 @@ def test_one_training_at_a_time_writes_into_a_directory(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
-def test_ids_of_another_length_are_refused(opened):
+def test_a_wrong_number_of_ids_is_refused(opened):
     run, _ = opened
     path = training.run.ids_path(run.out)
     path.write_bytes(path.read_bytes()[:-2])
@@ -336,7 +338,7 @@ def test_ids_of_another_vocabulary_are_refused(opened):
 
 # Files of the user
 
-MINE = b"mine"  # what the user has written into a file
+MINE = b"mine"  # the content of a file of the user
 
 
 @pytest.mark.parametrize(
@@ -351,15 +353,15 @@ MINE = b"mine"  # what the user has written into a file
         *("training/tokenizer.json", "training/piped-text-0", "training/lock"),
     ],
 )
-def test_a_file_that_is_there_stops_a_run_by_its_name(name, text, tmp_path, monkeypatch, capsys):
+def test_a_file_of_the_user_stops_a_run(name, text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", None)
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(MINE)
     before = everything(tmp_path)
     assert train.main([str(text), "--out", str(tmp_path / "out"), *SMALL]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(path) in said, said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(path) in error, error
     assert everything(tmp_path) == before
 
 
@@ -382,8 +384,8 @@ def test_other_files_of_the_user_survive_a_run(text, tmp_path):
     assert new == {*TRAINED}
 
 
-def test_overwrite_removes_what_a_run_has_made_and_nothing_else(text, tmp_path):
-    """A model with a tokenizer.json, then one with a vocabulary of its own."""
+def test_overwrite_removes_only_files_that_a_run_has_made(text, tmp_path):
+    """The first model has a tokenizer.json, the second one a learned vocabulary."""
     tok, out = tmp_path / "tok", tmp_path / "out"
     save_tokenizer(tok)
     few = *SMALL[:10], "--iterations", "2"
@@ -402,14 +404,14 @@ def test_overwrite_removes_what_a_run_has_made_and_nothing_else(text, tmp_path):
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     assert names == {"notes", *TRAINED} and load_model(out)
-    (out / "tokenizer.json").write_bytes(MINE)  # which now is the user's
+    (out / "tokenizer.json").write_bytes(MINE)  # now this file belongs to the user
     done = run_train(text, "--out", out, *few, "--overwrite")
     assert done.returncode == 1 and "tokenizer.json would change the meaning" in done.stderr
     assert (out / "tokenizer.json").read_bytes() == MINE
 
 
-def test_a_run_of_which_nothing_is_known_is_not_removed(opened):
-    """A checkpoint that cannot be read may be the user's."""
+def test_a_checkpoint_that_cannot_be_read_is_not_removed(opened):
+    """It may belong to the user."""
     run, args = opened
     before = everything(Path(run.out))
     with lock_run(run.out):  # a run was killed here
@@ -418,7 +420,7 @@ def test_a_run_of_which_nothing_is_known_is_not_removed(opened):
     checkpoint_path(run.out).write_bytes(MINE)
     before = everything(Path(run.out))
     with pytest.raises(ValueError, match="checkpoint.safetensors"), lock_run(run.out):
-        pytest.fail("the files of the user are taken for the run's")
+        pytest.fail("files of the user were taken for files of a run")
     assert everything(Path(run.out)) == before
 
 
@@ -440,10 +442,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tm
     assert not work.exists()
 
 
-def test_a_run_that_is_finished_says_so(unbroken, text, tmp_path):
+def test_a_finished_run_cannot_be_resumed(unbroken, text, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(unbroken[0], out)
-    (out / "training").mkdir()  # killed in its last moment, with the checkpoint already removed
+    (out / "training").mkdir()  # killed at the very end, when the checkpoint is gone
     (out / "training" / "lock").write_bytes(training.run.MARK)
     (out / "training" / "tokens.bin").write_bytes(b"rest")
     for args in ["--resume"], [text, "--resume", "--iterations", "99"]:
@@ -463,19 +465,19 @@ def wait_until(seen):
         time.sleep(0.002)
 
 
-def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
+def test_a_killed_and_resumed_run_gives_the_same_model(unbroken, text, tmp_path):
     rng, out = random.Random(int(os.environ.get("GPT2_SEED", 0))), tmp_path / "killed"
     args = [text, "--out", out, *NOISY]
     resumed_at = []
-    for rows in 1, 2, 4:  # evaluations to wait for, and a moment more
+    for rows in 1, 2, 4:  # kill it a moment after this many evaluations
         process = subprocess.Popen(train_command(*args), stdout=subprocess.DEVNULL)
         wait_until(lambda rows=rows: (out / "log.csv").exists() and len(curve(out)) > rows)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.wait()
         resumed_at.append(len(curve(out)) - 1)
-        args = ["--out", out, "--resume"]  # the rest comes from the run
-    assert 1 <= resumed_at[0] < 5  # there was something to resume, and something left to do
+        args = ["--out", out, "--resume"]  # the checkpoint has the other options
+    assert 1 <= resumed_at[0] < 5  # it had begun, and was not finished
     done = run_train(*args)
     assert done.returncode == 0 or "its run is finished" in done.stderr  # killed after its end
     assert curve(out) == curve(unbroken[0])
@@ -483,7 +485,7 @@ def test_killed_and_resumed_is_the_unbroken_run(unbroken, text, tmp_path):
     assert (out / weights).read_bytes() == (unbroken[0] / weights).read_bytes()
 
 
-def test_an_unfinished_run_is_guarded(text, tmp_path):
+def test_an_unfinished_run_is_protected(text, tmp_path):
     out = tmp_path / "out"
     work = out / "training"
     process = subprocess.Popen(
@@ -508,12 +510,12 @@ def test_an_unfinished_run_is_guarded(text, tmp_path):
         done = run_train("--out", out, "--resume")
         assert done.returncode == 1 and name in done.stderr and done.stderr.count("\n") == 1
         (work / name).write_bytes(files[name])
-    done = run_train("--out", out, "--resume", "--iterations", "20")  # given again: done by now
+    done = run_train("--out", out, "--resume", "--iterations", "20")  # it has done more
     assert done.returncode == 0 and not work.exists()
 
 
-def test_a_run_goes_on_in_another_directory(unbroken, text, tmp_path):
-    """All paths that it was given are relative, and mean nothing there."""
+def test_a_run_can_be_resumed_from_another_directory(unbroken, text, tmp_path):
+    """All paths are given relative to the first directory."""
     start = tmp_path / "start"
     start.mkdir()
     (start / "text.txt").write_bytes(text.read_bytes())
@@ -534,7 +536,7 @@ def test_a_run_goes_on_in_another_directory(unbroken, text, tmp_path):
     assert list(tmp_path.iterdir()) == [start]
 
 
-def test_two_trainings_do_not_meet(text, tmp_path):
+def test_a_second_process_cannot_train_in_the_same_directory(text, tmp_path):
     out = tmp_path / "out"
     args = train_command(text, "--out", out, *SMALL, "--iterations", "100000")
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
@@ -546,7 +548,7 @@ def test_two_trainings_do_not_meet(text, tmp_path):
         assert process.poll() is None
     process.kill()
     process.wait()
-    done = run_train("--out", out, "--resume", "--iterations", "10")  # the lock has gone with it
+    done = run_train("--out", out, "--resume", "--iterations", "10")  # the lock has gone, too
     assert done.returncode == 0, done.stderr
     assert not (out / "training").exists()
 
@@ -566,7 +568,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(unbroken, text, tmp_path):
         ([text, "--init_from", "./nowhere"], ""),
         ([text, "--tokenizer", "./nowhere"], ""),
         ([text, "--init_from", unbroken[0], "--n_ctx", "99"], ""),
-        ([text, "--n_embd", "100000000"], ""),  # no memory for that
+        ([text, "--n_embd", "100000000"], ""),  # too large for the memory
     ):
         out = "--out", "new/models/out"
         done = run("train.py", *args, *out, cwd=tmp_path, stdin=stdin, text=True)
@@ -574,7 +576,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(unbroken, text, tmp_path):
         assert sorted(tmp_path.rglob("*")) == before, args
 
 
-def test_an_interrupted_last_evaluation_comes_again(text, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_last_evaluation_is_repeated(text, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
@@ -614,8 +616,8 @@ def test_without_a_held_out_text_the_last_model_is_kept(text, tmp_path):
     assert done.returncode == 1 and "weights is nan after 2 steps" in done.stderr
 
 
-def test_nothing_is_learned_from_the_held_out_text(tmp_path):
-    """It is poison: other letters, more often than any of the rest."""
+def test_the_vocabulary_is_not_learned_from_the_held_out_text(tmp_path):
+    """The held-out text has other letters, more often than any pair in the rest."""
     path = tmp_path / "text"
     path.write_text("low lower lowest " * 100 + "XYZ XYZ " * 200)
     share = str(1600 / 3300)
@@ -627,7 +629,7 @@ def test_nothing_is_learned_from_the_held_out_text(tmp_path):
     assert run.encoder.decode(val_ids.tolist()) == "XYZ XYZ " * 200
 
 
-def test_the_vocabulary_is_that_of_the_text_as_it_is_changed(tmp_path):
+def test_the_vocabulary_is_learned_from_the_changed_text(tmp_path):
     (tmp_path / "text").write_text("LOW the Lower " * 300)
     (tmp_path / "words").write_text("the")
     changed = "--lowercase", "--stopwords", tmp_path / "words"
@@ -636,7 +638,7 @@ def test_the_vocabulary_is_that_of_the_text_as_it_is_changed(tmp_path):
     assert "low" in tokens and not any("L" in token or "th" in token for token in tokens)
 
 
-def test_an_end_of_text_is_nothing_to_learn_a_vocabulary_from(tmp_path):
+def test_the_vocabulary_is_not_learned_from_end_of_text_tokens(tmp_path):
     stories = ["low lower", "lowest low"] * 200
     (tmp_path / "marked").write_text("<|endoftext|>\n".join(stories), newline="")
     lines = "\n".join(json.dumps({"text": story}) for story in stories)
