@@ -52,7 +52,7 @@ from gpt2 import (
     verify,
 )
 from model_files.files import read_json
-from utils import load_encoder_hparams_and_params
+from utils import load_encoder_hparams_and_params as load
 
 BATCH_SIZE = 64  # texts per pass; more are faster, but each needs memory for its cache
 DRAFT_ROWS = 32  # rows per pass that the growing texts share: one each, and the rest for drafts
@@ -128,7 +128,7 @@ class Text:
         self.over = self.over or len(self.ids) == self.end
 
 
-def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams):  # -> [sum of n_logits, n_vocab]
+def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams, lm_head=None):  # -> [n_logits, n_vocab]
     """Run gpt2.gpt2 on the new ids of all texts; return the logits of each one's last n_logits."""
     n_head, eps = hparams["n_head"], hparams["layer_norm_epsilon"]
     ends = np.cumsum([len(text.new) for text in texts])
@@ -139,9 +139,9 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams):  # -> [sum of n_logits, n
     for i, block in enumerate(blocks):
         y = layer_norm(x, **block["ln_1"], eps=eps)
         x += mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
-        x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
+        x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"], hparams=hparams)
     last = np.concatenate([np.arange(end - text.n_logits, end) for text, end in zip(texts, ends)])
-    return product(layer_norm(x[last], **ln_f, eps=eps), wte.T)
+    return product(layer_norm(x[last], **ln_f, eps=eps), (wte if lm_head is None else lm_head).T)
 
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
@@ -309,7 +309,8 @@ class Jobs:
             if "id" in entry:
                 about["id"] = entry["id"]
             args = self.options(entry)
-            ids = cli.prompt_ids(args.prompt, self.encoder, self.hparams, f"line {number}")
+            name = f"line {number}"
+            ids = cli.prompt_ids(args.prompt, self.encoder, self.hparams, args.special_tokens, name)
         except NotLines:
             raise
         except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError, too
@@ -473,7 +474,7 @@ def work(args):
     """Load the model, and complete every prompt."""
     sampling_options(args)  # refuses contradictions before anything is loaded
     lines = read_lines(args.prompts)
-    encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    encoder, hparams, params = load(args.model_size, args.models_dir, args.tokenizer)
     cli.warn_of_training(args.model_size, hparams)
     jobs = Jobs(lines, args, encoder, hparams)
     size = os.path.getsize(args.prompts) if os.path.isfile(args.prompts) else math.inf

@@ -7,6 +7,7 @@ error gets one line, and the exit status is 1, or 2 for wrong usage. After Ctrl-
 import argparse
 import codecs
 import contextlib
+import functools
 import io
 import json
 import math
@@ -54,6 +55,15 @@ def add_model_options(parser):
     add("--models_dir", default="models", metavar="DIR", help="where models are kept (models)")
 
 
+def add_vocabulary_options(parser):
+    """Add the options for how a text becomes ids."""
+    add = parser.add_argument
+    special_help = "read <|endoftext|> in a text as the end-of-text token, not as plain text"
+    add("--special_tokens", action="store_true", help=special_help)
+    tokenizer_help = "take the vocabulary of this model, if its own directory has none"
+    add("--tokenizer", metavar="MODEL", type=not_empty, help=tokenizer_help)
+
+
 def add_completion_options(parser):
     """Add the options for the length of a completion, the model, and the choice of tokens."""
     add, whole, share = parser.add_argument, number(int, 1), number(float, 0, 1)
@@ -66,8 +76,9 @@ def add_completion_options(parser):
         "ends or you press Ctrl-C (40)",
     )
     stop_help = "stop before this text; may be given several times"
-    add("--stop", action="append", default=[], type=not_empty, metavar="TEXT", help=stop_help)
+    add("--stop", action="append", default=[], type=stop_text, metavar="TEXT", help=stop_help)
     add_model_options(parser)
+    add_vocabulary_options(parser)
     add(
         "--temperature",
         type=number(float, 0, 1e6),
@@ -110,6 +121,22 @@ def not_empty(text):
     if not text:
         raise argparse.ArgumentTypeError("it must not be empty")
     return text
+
+
+def stop_text(text):
+    """Return a --stop. It must not be empty."""
+    if "\\n" in text:
+        explain_line_breaks()
+    return not_empty(text)
+
+
+@functools.cache  # once is enough
+def explain_line_breaks():
+    """Say that a backslash and an n are not a line break."""
+    say(
+        "a prompt or a --stop holds a backslash and an n, which are not a line break: write "
+        "$'...\\n...' in bash and zsh, and \"...`n...\" in PowerShell"
+    )
 
 
 def sampling_options(args):
@@ -187,6 +214,20 @@ def typed_lines():
         yield line
 
 
+def converse(answer, conversation=None):
+    """Call answer(prompt) for each line that is typed. Ctrl-C ends an answer."""
+    for prompt in typed_lines():
+        if conversation and prompt.strip() == "/reset":
+            conversation.turns.clear()
+            continue
+        try:
+            answer(prompt)
+        except KeyboardInterrupt:
+            print(flush=True)
+        except ValueError as error:
+            say(f"gpt2.py: error: {error}")
+
+
 def ask(question):
     """Print a question to standard error, and return a line from standard input."""
     print(question, end="", file=sys.stderr, flush=True)
@@ -252,10 +293,12 @@ def run(parser, work, argv=None):
 # ==== A completion ==============================================================================
 
 
-def prompt_ids(prompt, encoder, hparams, name="the prompt"):
+def prompt_ids(prompt, encoder, hparams, special_tokens=False, name="the prompt"):
     """Return the ids of a prompt: at least one, and at most the n_ctx that the model can see."""
+    if "\\n" in prompt:
+        explain_line_breaks()
     n_ctx = hparams["n_ctx"]
-    ids = encoder.encode(prompt) or hparams["eos_token_ids"][:1]
+    ids = encoder.encode(prompt, special_tokens) or hparams["eos_token_ids"][:1]
     if not ids:
         raise ValueError(f"{name} is empty, and the model has no end-of-text token to start from")
     if len(ids) > n_ctx:
@@ -289,6 +332,30 @@ def warn_of_repetition(ids):
             reason = "each token is the most likely one"
             say(f"the text repeats itself because {reason}: try gpt2.py with --temperature 0.8")
             return
+
+
+class Conversation:
+    """The ids of a conversation. Each turn and each answer ends with an end-of-text token, as when
+    DialoGPT was trained (Zhang et al. 2020). When the context is full, the oldest are forgotten."""
+
+    def __init__(self, encoder, hparams, n_tokens):
+        if not hparams["eos_token_ids"]:
+            raise ValueError("--chat needs a model with an end-of-text token")
+        self.encoder, self.n_ctx, self.eos = encoder, hparams["n_ctx"], hparams["eos_token_ids"][0]
+        self.turns = []
+        # An answer of n_tokens must fit into the context, too.
+        self.room = self.n_ctx - n_tokens if 0 <= n_tokens < self.n_ctx else self.n_ctx // 2
+
+    def inputs(self, text):
+        """Add a turn. Return the ids of the conversation, from the oldest turn that fits on."""
+        self.add(self.encoder.encode(text))
+        while len(self.turns) > 1 and sum(map(len, self.turns)) > self.room:
+            del self.turns[0]
+        return [id_ for turn in self.turns for id_ in turn][-self.room :]
+
+    def add(self, ids):
+        """Add a turn or an answer."""
+        self.turns.append([*ids, self.eos])
 
 
 class Completion:
@@ -365,6 +432,12 @@ def n_held_back(data, stops):
     """Return how many bytes at the end may be the beginning of a stop."""
     lengths = (n for stop in stops for n in range(1, len(stop)) if data.endswith(stop[:n]))
     return max(lengths, default=0)
+
+
+def report_prompt(inputs, encoder, seed):
+    """Print what --verbose says before the completion."""
+    say(f"prompt tokens  {', '.join(f'{encoder.decode([id_])!r} {id_}' for id_ in inputs)}")
+    say(f"seed           {seed}")
 
 
 def report(loading, n_inputs, ids, times, n_passes):

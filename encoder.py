@@ -165,9 +165,11 @@ class Encoder:
         self.rank = dict(zip(vocabulary.merges, range(len(vocabulary.merges))))
         if len(self.rank) < len(vocabulary.merges):
             raise ValueError(f"{vocabulary.source}: a merge occurs twice")
-        self.tokens = sorted(vocabulary.ids, key=vocabulary.ids.get)  # tokens[i] has the id i.
-        # Models may add tokens such as <|user|>. They have the ids after those of the vocabulary.
-        self.tokens += [text for text in vocabulary.added if text not in vocabulary.ids]
+        # Models may add tokens such as <|user|> to a vocabulary, and may have ids without a token.
+        ids = vocabulary.ids | {text: token.id for text, token in vocabulary.added.items()}
+        self.tokens = [""] * (1 + max(ids.values()))
+        for token, id_ in ids.items():
+            self.tokens[id_] = token
         self.n_vocab = n_vocab or len(self.tokens)
         self.eot = None
         if END_OF_TEXT in self.tokens[: self.n_vocab]:
@@ -175,17 +177,19 @@ class Encoder:
         self.ids_of_word = Cache(self.encode_word)
         self.bytes_of_id = Cache(self.decode_id)
 
-    def encode(self, text):
+    def encode(self, text, special_tokens=False):
         """Return the ids of a text: "Hello world" -> [15496, 995].
 
-        "<|endoftext|>" in a text is encoded as text, as by encode_ordinary of OpenAI's tiktoken.
+        <|endoftext|> is plain text unless special_tokens, as for encode_ordinary in OpenAI's
+        tiktoken, so that nobody can end a text by writing this in it.
         """
         text = without_surrogates(text)
-        if self.vocabulary.is_plain():
+        special_tokens = special_tokens and self.eot is not None and END_OF_TEXT in text
+        if self.vocabulary.is_plain() and not special_tokens:
             return self.encode_words(text)
         from model_files.added_tokens import encode  # GPT-2 itself does not need it.
 
-        return encode(text, self)
+        return encode(text, self, special_tokens)
 
     def encode_words(self, text):
         ids_of = self.ids_of_word.__getitem__  # Looking up a new word calls encode_word.

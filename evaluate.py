@@ -54,6 +54,12 @@ def windows(n, length, stride):
             yield start, first, stop
 
 
+def window_stride(stride, n_ctx):
+    """Return a stride that counts every token. A window cannot predict its own first token,
+    so the window before it has to reach that far."""
+    return min(stride or n_ctx // 2, max(1, n_ctx - 1))
+
+
 def sample_windows(n, length, stride, n_targets):
     """Return evenly spaced windows of n ids. They predict n_targets ids, or up to twice as many; if
     the text is shorter, all windows are returned."""
@@ -134,7 +140,7 @@ def measure(ids, encoder, hparams, params, pool, stride=None, limit=math.inf):
     if len(ids) < 2:
         raise ValueError(f"the text is too short: {len(ids)} tokens, and it needs at least two")
     n_ctx = hparams["n_ctx"]
-    stride = min(stride or n_ctx // 2, n_ctx)
+    stride = window_stride(stride, n_ctx)
     sample = partial(sample_windows, len(ids), n_ctx, stride, limit)
     n_bytes = n_chars = n_tokens = 0
     for _, first, stop in sample():
@@ -189,7 +195,7 @@ def measure_line(line, encoder, hparams, params, stride, verbose, changes):
         ids += corpus.encode_text(part, encoder)
     n_ctx = hparams["n_ctx"]
     targets, losses = [], []
-    for window in windows(len(ids), n_ctx, min(stride or n_ctx // 2, n_ctx)):
+    for window in windows(len(ids), n_ctx, window_stride(stride, n_ctx)):
         _, first, stop = window
         targets += ids[first:stop]
         losses += window_losses(ids, window, params, hparams).tolist()
@@ -216,6 +222,7 @@ def parser():
     add, share = parser.add_argument, cli.number(float, 0, 1)
     add("text", nargs="+", help=corpus.TEXT_HELP)
     cli.add_model_options(parser)
+    cli.add_vocabulary_options(parser)
     stride_help = "windows start N tokens apart; less is slower, with more context (half a window)"
     add("--stride", type=cli.number(int, 1), metavar="N", help=stride_help)
     tail_help = "measure the last part only, such as the 0.1 that train.py holds out (1)"
@@ -223,6 +230,8 @@ def parser():
     add("--lines", action="store_true", help="each line by itself: tokens, nats, perplexity")
     add("--verbose", action="store_true", help="with --lines: the probability of each token, too")
     add("--json", action="store_true", help="print a JSON object, with --lines one per line")
+    add("--text_column", metavar="NAME", help="the column of a CSV file that has the texts")
+    add("--text_key", default="text", metavar="KEY", help="of the texts in a .jsonl file (text)")
     add("--lowercase", action="store_true", help="measure the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
     add("--literal_endoftext", action="store_true", help="read <|endoftext|> as ordinary text")
@@ -233,18 +242,23 @@ def work(args):
     """Load the model, and print the figures of the text or of its lines."""
     if args.lines and args.val_fraction < 1:
         raise cli.UsageError("--val_fraction has no effect with --lines: leave one of them out")
+    if args.special_tokens and args.literal_endoftext:
+        raise cli.UsageError(
+            "--special_tokens contradicts --literal_endoftext: leave one of them out"
+        )
     if args.verbose and not args.lines:
         raise cli.UsageError("--verbose shows the tokens of a line: it needs --lines")
-    model = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    model = load_encoder_hparams_and_params(args.model_size, args.models_dir, args.tokenizer)
     training = model[1]["training"]
     if described := cli.text_changes(training):
         cli.say(f"evaluate.py: the text is measured {described}, like the model's training text")
     changes = {name: training[name] for name in corpus.CHANGES if training.get(name)}
-    changes |= {name: True for name in ("lowercase", "literal_endoftext") if getattr(args, name)}
+    flags = "lowercase", "literal_endoftext", "special_tokens"
+    changes |= {name: True for name in flags if getattr(args, name)}
     if args.stopwords:
         changes["stopwords"] = corpus.read_stopwords(args.stopwords)
     with TemporaryDirectory() as keep, worker_threads(os.cpu_count() or 1) as pool:
-        paths = corpus.find_texts(args.text, args.models_dir, keep)
+        paths = corpus.find_texts(args.text, args.models_dir, keep, args.text_column, args.text_key)
         if args.lines:
             print_lines(paths, args, model, changes, pool)
         else:

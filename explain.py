@@ -6,6 +6,8 @@ page/record.py runs the model and records what happens in it. page/data.py packs
 HTML file, where the scripts in page/ draw it. The lesson uses this command in step 18.
 """
 
+import json
+import math
 import os
 import shutil
 import sys
@@ -29,14 +31,9 @@ def terminal_view(ids, encoder, hparams, params, args):
     yield "tokens of the prompt, with their ids"
     yield from prompt_lines(ids, encoder, width)
     streams = residual_streams(run_with_trace(ids, params, hparams), rows=slice(-1, None))
-    last = list(streams.values())[-1]
-    sampler = Sampler(**args.sampling)
-    logits = penalize(unembed(last, params, hparams)[0], ids, sampler.penalty)
-    temperature = 1 if sampler.temperature == 0 else sampler.temperature
-    p = probabilities(logits, temperature, **sampler.options)
-    best = top(p, min(args.top, len(p)))
+    best, p = next_tokens(ids, list(streams.values())[-1], hparams, params, args)
     yield "\nmost likely next tokens"
-    for id_ in best[p[best] > 0]:
+    for id_ in best:
         bar = "█" * max(1, round(min(40, width - 27) * p[id_] / p[best[0]]))
         yield f"  {100 * p[id_]:5.1f} %  {fit(spell(encoder, [id_]), 15)} {bar}"
     yield "\nlogit lens (lesson/README.md, step 15):"
@@ -47,6 +44,27 @@ def terminal_view(ids, encoder, hparams, params, args):
         best = zip(lens_ids[0, :n_guesses], lens_p[0, :n_guesses])
         guesses = (f"{100 * p:5.1f} % {fit(spell(encoder, [id_]), 11)}" for id_, p in best)
         yield f"  {name:19}{' '.join(guesses)}".rstrip()
+
+
+def next_tokens(ids, last, hparams, params, args):  # [n], the last residual stream [1, e]
+    """Return the ids of the most likely next tokens, and the probabilities of all [n_vocab]."""
+    sampler = Sampler(**args.sampling)
+    logits = penalize(unembed(last, params, hparams)[0], ids, sampler.penalty)
+    temperature = 1 if sampler.temperature == 0 else sampler.temperature
+    p = probabilities(logits, temperature, **sampler.options)
+    best = top(p, min(args.top, len(p)))
+    return best[p[best] > 0], p
+
+
+def as_json(ids, encoder, hparams, params, args):
+    """Return the prompt's tokens and the most likely next tokens, as one line of JSON."""
+    *_, trace = run_with_trace(ids, params, hparams)
+    best, p = next_tokens(ids, trace.resid_post[-1:], hparams, params, args)
+    prompt = [{"id": id_, "text": encoder.decode([id_])} for id_ in ids]
+    following = [
+        {"id": int(i), "text": encoder.decode([i]), "log_probability": math.log(p[i])} for i in best
+    ]
+    return json.dumps({"prompt": prompt, "next": following}, ensure_ascii=False)
 
 
 def prompt_lines(ids, encoder, width):
@@ -127,6 +145,8 @@ def parser():
     )
     parser.add_argument("prompt", help="text to explain; -: read it from standard input")
     page_help = "write an HTML page about the prompt and a completion; - is standard output"
+    json_help = "print the prompt's tokens and the next ones with their log-probabilities"
+    parser.add_argument("--json", action="store_true", help=json_help)
     parser.add_argument("--page", type=cli.not_empty, metavar="FILE", help=page_help)
     parser.add_argument(
         "--top",
@@ -142,10 +162,15 @@ def parser():
 def work(args):
     """Load the model and explain a prompt."""
     args.sampling = cli.sampling_options(args)
-    encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    if args.json and args.page is not None:
+        raise cli.UsageError("--json prints data instead of a page: leave out --page")
+    model = load_encoder_hparams_and_params(args.model_size, args.models_dir, args.tokenizer)
+    encoder, hparams, params = model
     args.prompt = cli.read_prompt(args.prompt)
-    ids = cli.prompt_ids(args.prompt, encoder, hparams)
-    if args.page is None:
+    ids = cli.prompt_ids(args.prompt, encoder, hparams, args.special_tokens)
+    if args.json:
+        cli.print_line(as_json(ids, encoder, hparams, params, args))
+    elif args.page is None:
         print("\n".join(terminal_view(ids, encoder, hparams, params, args)))
     elif args.page == "-":
         sys.stdout.buffer.write(make_page(ids, encoder, hparams, params, args))

@@ -64,6 +64,25 @@ def normal_cdf(x):  # [n, 4e] -> [n, 4e]
     return cdf
 
 
+def erf(x):  # [n, m] -> [n, m]
+    """Return the error function, within 1e-6: Abramowitz and Stegun 1964, formula 7.1.26."""
+    size = np.minimum(np.abs(x), 6)  # from there on it is 1 in float32
+    t = 1 / (1 + 0.3275911 * size)
+    series = 1.061405429
+    for coefficient in -1.453152027, 1.421413741, -0.284496736, 0.254829592, 0:
+        series = series * t + coefficient
+    return np.copysign(1 - series * np.exp(-size * size), x)
+
+
+ACTIVATIONS = {  # GPT-2 has gelu_new; other models of its architecture have another one
+    "gelu_new": gelu,
+    "gelu": lambda x: x * (0.5 + 0.5 * erf(x * math.sqrt(0.5))),  # without the approximation
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "silu": lambda x: x * (0.5 + 0.5 * np.tanh(0.5 * x)),  # x sigmoid(x), and nothing overflows
+}
+
+
 def pieces(x):  # [n, m] -> slices of range(n)
     """Return slices of a few rows, whose numbers stay in the CPU's cache between operations."""
     n_rows = max(1, PIECE // x.shape[1])
@@ -152,13 +171,17 @@ def extend(cache, n_past, k, v):  # [2, h, n_max, d], twice [h, n, d] -> twice [
     return cache[:, :, :n]
 
 
-def ffn(x, c_fc, c_proj):  # [n, e] -> [n, 4e] -> [n, e]
-    return linear(gelu(linear(x, **c_fc)), **c_proj)
+def ffn(x, c_fc, c_proj, hparams):  # [n, e] -> [n, 4e] -> [n, e]
+    activation = ACTIVATIONS[hparams.get("activation_function", "gelu_new")]
+    return linear(activation(linear(x, **c_fc)), **c_proj)
 
 
-def gpt2(inputs, wte, wpe, blocks, ln_f, hparams, cache=None, n_past=0, n_logits=None):
+def gpt2(
+    inputs, wte, wpe, blocks, ln_f, hparams, lm_head=None, cache=None, n_past=0, n_logits=None
+):
     """Return the logits of each next token: [n] ids -> [n_logits or n, n_vocab].
 
+    lm_head: the matrix that gives the logits, if it is not wte.
     cache: made by new_cache; it holds n_past positions before the call and n_past + n after it.
     Without it, the inputs are the whole text. n_logits: return those of the last positions only.
     """
@@ -169,17 +192,17 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, hparams, cache=None, n_past=0, n_logits
     for block, kv in zip(blocks, cache):
         y = layer_norm(x, **block["ln_1"], eps=eps)
         x += mha(y, **block["attn"], n_head=n_head, cache=kv, n_past=n_past)
-        x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"])
+        x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"], hparams=hparams)
     if n_logits is not None:
         x = x[n - n_logits :]
-    return product(layer_norm(x, **ln_f, eps=eps), wte.T)  # [n_logits, e] -> [n_logits, n_vocab]
+    return product(layer_norm(x, **ln_f, eps=eps), (wte if lm_head is None else lm_head).T)
 
 
 def new_cache(n_max, hparams):  # -> [n_layer, 2, h, n_max, d]
     """Return an empty cache for the keys and values of n_max positions."""
     n_head = hparams["n_head"]
-    shape = hparams["n_layer"], 2, n_head, n_max, hparams["n_embd"] // n_head
-    return np.empty(shape, np.float32)
+    d = hparams["n_embd"] // n_head
+    return np.empty((hparams["n_layer"], 2, n_head, n_max, d), np.float32)
 
 
 # ==== Choosing a token ==========================================================================
@@ -391,17 +414,16 @@ def parser():
 
     parser = cli.new_parser(
         "gpt2.py",
-        "Complete a prompt with GPT-2. The continuation goes to standard output as it is "
-        "generated, everything else to standard error.",
+        "Complete a prompt with GPT-2. The continuation is printed as it is generated.",
         epilog="On a terminal and without a prompt, each line that you type after >> is completed. "
         "Ctrl-C ends a completion; 'quit' or Ctrl-D ends the program. Environment variables: "
-        "HF_ENDPOINT and HF_TOKEN (the Hugging Face hub), GPT2_OPENAI_URL (OpenAI's server, where "
-        "the released sizes are, too), HF_HOME and HF_HUB_CACHE (models downloaded before).",
+        "HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE (Hugging Face), GPT2_OPENAI_URL (OpenAI).",
     )
     add = parser.add_argument
     prompt_help = "text to continue; -, or a pipe: standard input without its last line break"
     add("prompt", nargs="?", help=prompt_help)
     cli.add_completion_options(parser)
+    add("--chat", action="store_true", help="keep the conversation after >>; /reset forgets it")
     add("--json", action="store_true", help="print a JSON object, with ids and log-probabilities")
     add("--verbose", action="store_true", help="also show tokens, seed, speeds and memory used")
     return parser
@@ -413,33 +435,36 @@ def work(args):
     from utils import load_encoder_hparams_and_params
 
     args.sampling = cli.sampling_options(args)
+    if args.chat and args.prompt is not None:
+        raise cli.UsageError("--chat reads what you type after >>: leave out the prompt")
     start = time.perf_counter()
-    model = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+    model = load_encoder_hparams_and_params(args.model_size, args.models_dir, args.tokenizer)
     args.loading = time.perf_counter() - start
     cli.warn_of_training(args.model_size, model[1])
-    if args.prompt is not None or not sys.stdin.isatty():
-        prompt = "-" if args.prompt is None else args.prompt
-        complete(cli.read_prompt(prompt), *model, args)
+    if args.chat:
+        chat = cli.Conversation(*model[:2], args.n_tokens_to_generate)
+        cli.converse(
+            lambda prompt: chat.add(complete(prompt, chat.inputs(prompt), *model, args)), chat
+        )
         return
-    for prompt in cli.typed_lines():
-        try:
-            complete(prompt, *model, args)
-        except KeyboardInterrupt:
-            print(flush=True)
-        except ValueError as error:
-            cli.say(f"gpt2.py: error: {error}")
+
+    def answer(prompt):
+        inputs = cli.prompt_ids(prompt, *model[:2], args.special_tokens)
+        complete(prompt, inputs, *model, args)
+
+    if args.prompt is None and sys.stdin.isatty():
+        cli.converse(answer)
+    else:
+        answer(cli.read_prompt("-" if args.prompt is None else args.prompt))
 
 
-def complete(prompt, encoder, hparams, params, args):
-    """Print the continuation of a prompt."""
+def complete(prompt, inputs, encoder, hparams, params, args):
+    """Print the continuation of a prompt, whose ids are the inputs. Return its ids."""
     import cli
 
-    inputs = cli.prompt_ids(prompt, encoder, hparams)
     sampler, drafts = Sampler(**args.sampling), Drafts()
     if args.verbose:
-        tokens = ", ".join(f"{encoder.decode([id_])!r} {id_}" for id_ in inputs)
-        cli.say(f"prompt tokens  {tokens}")
-        cli.say(f"seed           {sampler.seed}")
+        cli.report_prompt(inputs, encoder, sampler.seed)
     completion = cli.Completion(encoder, hparams["eos_token_ids"], args.stop)
     n_tokens = None if args.n_tokens_to_generate < 0 else args.n_tokens_to_generate
     times = [time.perf_counter()]
@@ -460,6 +485,7 @@ def complete(prompt, encoder, hparams, params, args):
         print(cli.visible(completion.rest()), flush=True)
     if args.verbose:
         cli.report(args.loading, len(inputs), completion.ids, times, drafts.n_passes)
+    return completion.ids
 
 
 def main(argv=None):

@@ -85,10 +85,10 @@ def generate(inputs, params, hparams, n_tokens):  # yields the ids that follow t
 
 if __name__ == "__main__":
     import cli
-    from utils import load_encoder_hparams_and_params
+    from utils import load_encoder_hparams_and_params as load
 
     def complete(args):
-        encoder, hparams, params = load_encoder_hparams_and_params(args.model_size, args.models_dir)
+        encoder, hparams, params = load(args.model_size, args.models_dir, only_plain=True)
         ids = [*generate(encoder.encode(args.prompt), params, hparams, args.n_tokens_to_generate)]
         print(cli.visible(encoder.decode(ids)))
         cli.warn_of_repetition(ids)

@@ -1,8 +1,10 @@
 """Read, check, save and download the files of a model. You can learn GPT-2 without this folder.
 
 directory.py      read, check and save a model directory; names and shapes of the parameters
+architecture.py   make a plain GPT-2 of other programs' checkpoints: names, heads, scales
 vocabulary.py     read tokenizer.json, or vocab.json with merges.txt
 safetensors.py    read and write safetensors, the format of weights on the Hugging Face hub
+torch_pickle.py   read pytorch_model.bin, PyTorch's format, without PyTorch
 tensor_bundle.py  read TensorFlow checkpoints, the format of OpenAI's own weights
 hub.py            download models from the hub or OpenAI's store; download texts
 files.py          strict JSON, atomic writes, locks, safe printing

@@ -44,10 +44,14 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 FIND_LETTER = regex.compile(rf"[\w--[{UNASSIGNED}]]", regex.VERSION1).search
 
 
-def encode(text, encoder):
-    """Return the ids of a text that may contain added tokens."""
+def encode(text, encoder, special_tokens=False):
+    """Return the ids of a text in which added tokens may stand, and <|endoftext|> if
+    special_tokens."""
+    added = {x: token for x, token in encoder.vocabulary.added.items() if x != END_OF_TEXT}
+    if special_tokens:
+        added[END_OF_TEXT] = AddedToken(encoder.eot)
     ids = []
-    for part in split_at_added(text, encoder.vocabulary):
+    for part in split_at_added(text, added, encoder.vocabulary.add_prefix_space):
         if isinstance(part, str):
             ids += encoder.encode_words(part)
         elif part.id < encoder.n_vocab:
@@ -58,21 +62,17 @@ def encode(text, encoder):
     return ids
 
 
-def split_at_added(text, vocabulary):
-    """Split a text at its added tokens: "Hi<|user|>!" -> ["Hi", AddedToken(50257), "!"].
+def split_at_added(text, added, add_prefix_space):
+    """Return the parts of a text: "Hi<|user|>!" -> ["Hi", AddedToken(50257), "!"].
 
-    If the vocabulary has add_prefix_space, a space is put before each part that is text.
+    added: {text: AddedToken}; add_prefix_space: each part that is text begins with a space.
     """
     parts = [text] if text else []
     for normalized in (False, True):
-        added = {
-            text: token
-            for text, token in vocabulary.added.items()
-            if token.normalized == normalized and text != END_OF_TEXT
-        }
-        if added:
-            parts = [new for part in parts for new in split_part(part, added)]
-    if vocabulary.add_prefix_space:
+        some = {x: token for x, token in added.items() if token.normalized == normalized}
+        if some:
+            parts = [new for part in parts for new in split_part(part, some)]
+    if add_prefix_space:
         parts = [with_space(part) for part in parts]
     return parts
 
@@ -144,11 +144,14 @@ def read_added(paths, contents, ids, is_fast):
     in_order = main + other
     if not is_fast:
         in_order.sort(key=by_id)
-    added, free_ids = {}, count(len(ids))
+    added, free_ids, taken = {}, count(len(ids)), set(ids.values())
     for path, text, token in in_order:
         if text not in added:
             added[text] = token._replace(id=ids[text] if text in ids else next(free_ids))
         expected = added[text].id
+        if text not in ids and expected in taken:
+            fault = f"gets the id {expected}, which another token has"
+            raise ValueError(f"{path}: added token {text!r:.40} {fault}")
         if token.id != expected:
             fault = f"added token {text!r:.40} has the id {token.id}, but should have {expected}"
             raise ValueError(f"{path}: {fault}")

@@ -17,6 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from model_files import END_OF_TEXT
+from model_files.architecture import (
+    ACTIVATION_NAMES,
+    check_plain,
+    fold_scale,
+    from_openai,
+    strip_names,
+)
 from model_files.files import (
     check_space,
     open_regular,
@@ -74,7 +81,7 @@ def nest(tensors):
 def tree_path(name):
     """Return a parameter's path: "h.0.mlp.c_fc.weight" -> ["blocks", 0, "mlp", "c_fc", "w"]."""
     *path, leaf = name.split(".")
-    if path[-1] in ("wte", "wpe"):
+    if path[-1] in ("wte", "wpe", "lm_head"):
         return path
     if path[0] == "h":
         path = ["blocks", int(path[1]), *path[2:]]
@@ -86,7 +93,7 @@ def tree_path(name):
 def flatten(params, name=""):
     """Return a tree as a flat dict. This is the inverse of nest."""
     if isinstance(params, np.ndarray):
-        return {f"{name}.weight" if name in ("wte", "wpe") else name: params}
+        return {f"{name}.weight" if name in ("wte", "wpe", "lm_head") else name: params}
     if isinstance(params, list):
         params = dict(enumerate(params))
     names = {"blocks": "h", "g": "weight", "w": "weight", "b": "bias"}
@@ -107,6 +114,7 @@ DEFAULTS = {  # {key: the value if config.json does not have the key, as in tran
     "n_inner": None,
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
+    "activation_function": "gelu_new",
 }
 ALIASES = {  # {another name: the key}; if config.json has both, transformers uses the other name
     "hidden_size": "n_embd",
@@ -116,10 +124,9 @@ ALIASES = {  # {another name: the key}; if config.json has both, transformers us
 }
 ARCHITECTURE = {  # {key: the values that are supported here, the default first}
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # one formula, 3 names
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
+    "scale_attn_weights": (True, False),
+    "scale_attn_by_inverse_layer_idx": (False, True),
+    "reorder_and_upcast_attn": (False, True),  # changes only how the scores are rounded
     "add_cross_attention": (False,),
 }
 AXES = {  # {key of config.json: the tensor and its axis that must have this size}
@@ -129,28 +136,45 @@ AXES = {  # {key of config.json: the tensor and its axis that must have this siz
     "n_inner": ("h.0.mlp.c_fc.weight", 1),
 }
 MAX_SHARDS = 200  # files of weights that a model may have; the largest GPT-2 has 2
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+# The files that may hold the weights, or say which files do; the first one that exists is read.
+WEIGHTS_FILES = (
+    *(WEIGHTS, "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+OTHER_KINDS = {  # {part of a file name: what a place with such a file has instead of a model}
+    "adapter_config.json": "it has an adapter for another model; merge the two with peft",
+    ".gguf": "it has GGUF files for llama.cpp; look for the model that they were made from",
+    "tf_model.h5": "it has TensorFlow weights; convert them with transformers",
+    "flax_model.msgpack": "it has Flax weights; convert them with transformers",
+    "ckpt.pt": "it has a checkpoint of nanoGPT; convert it to transformers' names and layout",
+    "": "it does not have the files of a model; check the name",
+}
 GENERATION = "generation_config.json"
 # The name of a file of weights. Windows reserves some names: con.safetensors is the terminal.
-SHARD = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)\.)[\w-][\w.-]{,200}\.safetensors")
+SHARD = re.compile(r"(?ai)(?!(con|prn|aux|nul|com\d|lpt\d)\.)[\w-][\w.-]{,200}\.(safetensors|bin)")
+
+
+def other_kind(names):
+    """Return what files with these names are instead of a model, and what to do."""
+    return next(kind for part, kind in OTHER_KINDS.items() if part in " ".join(names))
 
 
 def holds_model(directory):
     """Return whether a directory holds weights, which are always the last file to be written."""
-    has_weights = any((directory / name).is_file() for name in (WEIGHTS, INDEX))
+    has_weights = any((directory / name).is_file() for name in WEIGHTS_FILES)
     return has_weights or bundle_prefix(directory) is not None
 
 
 def is_complete(directory):
     """Return whether a Hugging Face directory has config, vocabulary and all files of weights."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         names = {path.name for path in directory.iterdir() if path.is_file()}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
             return False
-        weights = [WEIGHTS]
-        if WEIGHTS not in names:
-            weights = read_weight_map(directory / INDEX).values()
-        return {"config.json", *weights} <= names
+        path = weights_file(directory)
+        shards = read_weight_map(path).values() if path.suffix == ".json" else [path.name]
+        return {"config.json", *shards} <= names
     return False
 
 
@@ -165,15 +189,19 @@ def bundle_prefix(directory):
     return directory / name if has_index and any(directory.glob(f"{name}.data-*")) else None
 
 
-def load_model(directory, is_released=False):
+def load_model(directory, is_released=False, vocabulary=None, only_plain=False):
     """Return the vocabulary, the hparams and the parameters, a tree of float32 arrays.
 
     hparams is a dict of everything except the arrays: n_vocab, n_ctx, n_embd, n_head, n_layer,
-    n_inner, layer_norm_epsilon, eos_token_ids, and training, the content of train.py's
-    training.json, or {}. is_released: the model is one of OpenAI's; other files are not read.
+    n_inner, layer_norm_epsilon, activation_function, eos_token_ids, and training, the content of
+    train.py's training.json, or {}. is_released: the model is one of OpenAI's; other files are not
+    read. vocabulary: another model's, instead of the one in the directory. only_plain: refuse a
+    model with another activation than GPT-2's, or an output head of its own: params["lm_head"].
     """
     directory = Path(directory)
-    vocabulary, hparams, tensors = read_model(directory, is_released)
+    vocabulary, hparams, tensors = read_model(directory, is_released, vocabulary)
+    if only_plain:
+        check_plain(directory, hparams, tensors)
     hparams["training"] = read_training(directory)
     tensors = {name: widen(x) for name, x in tensors.items()}
     for name, x in tensors.items():
@@ -183,40 +211,41 @@ def load_model(directory, is_released=False):
     return vocabulary, hparams, nest(tensors)
 
 
-def read_model(directory, is_released=False):
+def read_model(directory, is_released=False, vocabulary=None):
     """Return the vocabulary, the hparams and all parameters: {name: array as it is stored}."""
-    vocabulary = read_vocabulary(directory, is_released)
     prefix = bundle_prefix(directory)
-    if (directory / WEIGHTS).exists() or (directory / INDEX).exists():
+    if not prefix and not weights_file(directory):
+        fault = f"there is no {WEIGHTS}, pytorch_model.bin or model.ckpt.index with its data"
+        names = [path.name for path in directory.iterdir()]
+        raise FileNotFoundError(f"{directory} holds no model: {fault}; {other_kind(names)}")
+    vocabulary = vocabulary or read_vocabulary(directory, is_released)
+    if weights_file(directory):
         path = directory / "config.json"
         config = read_config(path)
         eos_token_ids = read_eos(directory, config, is_released)
-        tensors = strip_names(directory, read_weights(directory), config["tie_word_embeddings"])
-    elif prefix:
+        tensors = strip_names(directory, read_weights(directory), config)
+    else:
         from model_files.tensor_bundle import read_tensor_bundle  # Few directories need it.
 
         path = directory / "hparams.json"
         config = read_config(path)
         eos_token_ids = [vocabulary.ids.get(END_OF_TEXT)]
         tensors = from_openai(read_tensor_bundle(prefix))
-    elif (directory / "pytorch_model.bin").exists():
-        fault = "is a pickle, which could run any code, so it is not opened"
-        raise ValueError(f"{directory}/pytorch_model.bin {fault}; convert it to {WEIGHTS}")
-    else:
-        fault = f"there is neither {WEIGHTS} nor OpenAI's model.ckpt.index with its data"
-        raise FileNotFoundError(f"{directory} holds no model: {fault}")
     hparams = {
         "n_vocab": config["vocab_size"],
         "n_ctx": config["n_positions"],
         **{name: config[name] for name in ("n_embd", "n_head", "n_layer", "n_inner")},
         "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+        "activation_function": config["activation_function"],
         "eos_token_ids": [i for i in eos_token_ids if i in range(config["vocab_size"])],
     }
-    if len(vocabulary.ids) > hparams["n_vocab"]:
-        sizes = f"{len(vocabulary.ids)} tokens, the model {hparams['n_vocab']}"
+    last = max(vocabulary.ids.values())
+    if last >= hparams["n_vocab"]:
+        sizes = f"ids up to {last}, the model has {hparams['n_vocab']} ids"
         raise ValueError(f"{directory}: the vocabulary has {sizes}; take both from the same model")
     check_sizes(path, config, tensors)
-    return vocabulary, hparams, check_tensors(directory, hparams, tensors)
+    tensors = check_tensors(directory, hparams, tensors)
+    return vocabulary, hparams, fold_scale(config, tensors)
 
 
 def read_config(path):
@@ -230,7 +259,12 @@ def read_config(path):
         if config.get(name, values[0]) not in values:
             fault = f"only {' or '.join(map(repr, values))} is supported"
             raise ValueError(f"{path}: {name} is {config[name]!r:.40}; {fault}")
-    config = {**DEFAULTS, **config}
+    config = {**DEFAULTS, **{name: values[0] for name, values in ARCHITECTURE.items()}, **config}
+    activation = config["activation_function"]
+    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
+        known = ", ".join(ACTIVATION_NAMES)
+        raise ValueError(f"{path}: activation_function is {activation!r:.40}, not one of {known}")
+    config["activation_function"] = ACTIVATION_NAMES[activation]
     if config["n_inner"] is None and type(config["n_embd"]) is int:
         config["n_inner"] = 4 * config["n_embd"]
     for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "n_inner"):
@@ -275,14 +309,25 @@ def read_training(directory):
     return training
 
 
+def weights_file(directory):
+    """Return the path of a directory's weights, or of their index, or None.
+
+    OpenAI's own checkpoint is preferred to a pickle.
+    """
+    names = WEIGHTS_FILES[:2] if bundle_prefix(directory) else WEIGHTS_FILES
+    paths = (directory / name for name in names)
+    return next((path for path in paths if path.exists()), None)
+
+
 def read_weights(directory):
-    """Return {name: array} of model.safetensors, or of the files that its index names."""
-    if (directory / WEIGHTS).exists():
-        return read_safetensors(directory / WEIGHTS)
-    weight_map = read_weight_map(directory / INDEX)
+    """Return {name: array} of the file of weights, or of the files that an index names."""
+    path = weights_file(directory)
+    if path.suffix != ".json":
+        return read_file(path)
+    weight_map = read_weight_map(path)
     tensors = {}
     for file in set(weight_map.values()):
-        shard = read_safetensors(directory / file)
+        shard = read_file(directory / file)
         for name in weight_map:
             if weight_map[name] == file:
                 if name not in shard:
@@ -290,6 +335,15 @@ def read_weights(directory):
                     raise ValueError(f"{directory / file}: {fault}")
                 tensors[name] = shard[name]
     return tensors
+
+
+def read_file(path):
+    """Return {name: array} of a file in the format of safetensors or torch.save."""
+    if path.suffix == ".bin":
+        from model_files.torch_pickle import read_torch_pickle  # few directories need it
+
+        return read_torch_pickle(path)
+    return read_safetensors(path)
 
 
 def read_weight_map(index):
@@ -305,47 +359,15 @@ def read_weight_map(index):
     return weight_map
 
 
-def strip_names(directory, tensors, tied):
-    """Drop the prefix "transformer.", the mask buffers, and an output head that equals wte."""
-    kept = [name for name in tensors if not re.search(r"\.attn\.(masked_)?bias$", name)]
-    bare = {name.removeprefix("transformer."): tensors[name] for name in kept}
-    if len(bare) < len(kept):
-        raise ValueError(f"{directory}: a tensor occurs with and without the prefix 'transformer.'")
-    head, wte = bare.pop("lm_head.weight", None), bare.get("wte.weight")
-    if head is None and not tied:
-        fault = "is missing, although config.json says that it is not tied to wte.weight"
-        raise ValueError(f"{directory}: tensor lm_head.weight {fault}")
-    if head is not None and wte is not None and not are_equal(head, wte):
-        fault = "differs from wte.weight, which is not supported"
-        raise ValueError(f"{directory}: tensor lm_head.weight {fault}")
-    return bare
-
-
-def are_equal(x, y):
-    """Return whether two arrays are equal bit by bit. They may be larger than memory."""
-    if x.dtype != y.dtype or x.shape != y.shape:
-        return False
-    x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (x, y))
-    pieces = (slice(i, i + (1 << 20)) for i in range(0, len(x), 1 << 20))
-    return all(np.array_equal(x[piece], y[piece]) for piece in pieces)
-
-
-def from_openai(tensors):
-    """Rename OpenAI's tensors: model/h0/mlp/c_fc/w [1, m, n] -> h.0.mlp.c_fc.weight [m, n]."""
-    renamed = {}
-    for name, x in tensors.items():
-        path = re.sub(r"^h(\d+)/", r"h/\1/", name.removeprefix("model/"))
-        path = re.sub(r"/[wg]$", "/weight", re.sub(r"/b$", "/bias", path))
-        path = re.sub(r"^(wte|wpe)$", r"\1/weight", path)
-        renamed[path.replace("/", ".")] = x[0] if x.ndim == 3 and len(x) == 1 else x
-    return renamed
-
-
 def check_sizes(path, config, tensors):
     """Raise ValueError if the tensors do not have the sizes in config.json, which is at path.
 
     Nothing as large as config.json says may be allocated before this check.
     """
+    matrix, n_embd = tensors.get("h.0.attn.c_attn.weight"), config["n_embd"]
+    if matrix is not None and matrix.shape == (3 * n_embd, n_embd):
+        advice = "transpose the four matrices of each block, as transformers stores them"
+        raise ValueError(f"{path.parent} has the layout of nanoGPT: {advice}")
     for key, (name, axis) in AXES.items():
         if name not in tensors:
             raise ValueError(f"{path.parent}: tensor {name} is missing")
@@ -362,14 +384,19 @@ def check_sizes(path, config, tensors):
 def check_tensors(directory, hparams, tensors):
     """Return the tensors in the order of parameter_shapes. ValueError if they do not match it."""
     shapes = parameter_shapes(**hparams)
+    if "lm_head.weight" in tensors:
+        shapes["lm_head.weight"] = shapes["wte.weight"]
     for name, shape in shapes.items():
         if name not in tensors:
             raise ValueError(f"{directory}: tensor {name} is missing")
         x = tensors[name]
         if x.shape != shape:
             raise ValueError(f"{directory}: tensor {name} has shape {x.shape}, not {shape}")
-        if x.dtype not in (np.float32, np.float16, BF16):
-            raise ValueError(f"{directory}: tensor {name} is {x.dtype}, not F32, F16 or BF16")
+        if x.dtype in (np.int8, np.uint8):
+            advice = "its weights are quantised: look for the model they were made from"
+            raise ValueError(f"{directory}: tensor {name} is {x.dtype}: {advice}")
+        if x.dtype not in (np.float64, np.float32, np.float16, BF16):
+            raise ValueError(f"{directory}: tensor {name} is {x.dtype}, not F64, F32, F16 or BF16")
     if unknown := tensors.keys() - shapes.keys():
         raise ValueError(f"{directory}: tensor {min(unknown)!r} is not part of GPT-2")
     return {name: tensors[name] for name in shapes}
@@ -391,11 +418,11 @@ def save_model(directory, hparams, params, vocabulary, dtype="float32"):
     with write_atomic(directory / WEIGHTS) as file:
         write_weights(file, flatten(params), dtype)
         save_vocabulary(vocabulary, directory)
-        write_config(directory, hparams, dtype)
+        write_config(directory, hparams, dtype, tied="lm_head" not in params)
 
 
-def write_config(directory, hparams, dtype="float32"):
-    """Write the hyperparameters to config.json."""
+def write_config(directory, hparams, dtype="float32", tied=True):
+    """Write config.json. tied: the model has no output head of its own."""
     eos = hparams["eos_token_ids"]
     n_inner = hparams.get("n_inner")
     config = {
@@ -407,7 +434,8 @@ def write_config(directory, hparams, dtype="float32"):
         **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")},
         "n_inner": None if n_inner == 4 * hparams["n_embd"] else n_inner,
         "layer_norm_epsilon": hparams["layer_norm_epsilon"],
-        "tie_word_embeddings": True,
+        "activation_function": hparams.get("activation_function", "gelu_new"),
+        "tie_word_embeddings": tied,
         "bos_token_id": eos[0] if eos else None,
         "eos_token_id": eos if len(eos) > 1 else next(iter(eos), None),
     }
@@ -416,8 +444,10 @@ def write_config(directory, hparams, dtype="float32"):
 
 
 def write_weights(file, tensors, dtype="float32"):
-    """Write {name: array} to a file, with the names of transformers."""
-    named = {f"transformer.{name}": x for name, x in tensors.items()}
+    """Write {name: array} as transformers names them."""
+    named = {f"transformer.{name}": x for name, x in tensors.items() if name != "lm_head.weight"}
+    if "lm_head.weight" in tensors:
+        named["lm_head.weight"] = tensors["lm_head.weight"]
     write_tensors(file, named, {"format": "pt"}, dtype)
 
 
@@ -457,6 +487,6 @@ def install(source, directory, only_vocabulary=False):
             with write_atomic(directory / name) as file:
                 file.write((source / name).read_bytes())
     if not only_vocabulary:
-        write_config(directory, hparams)
+        write_config(directory, hparams, tied="lm_head.weight" not in tensors)
         with write_atomic(directory / WEIGHTS) as file:
             write_weights(file, tensors)

@@ -65,6 +65,17 @@ def open_regular(path):
     return open(path, "rb")
 
 
+def describe(path):
+    """Return what a file is that should hold weights, and does not begin as they do."""
+    with open_regular(path) as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, not the file itself: run git lfs pull"
+    if start.lstrip()[:1] == b"<":
+        return "a web page, not the file: download it again"
+    return "damaged or cut off: download it again"
+
+
 def read_bytes(path, limit=MAX_JSON):
     """Return the bytes of a small text file, without the byte order mark that some editors add."""
     with open_regular(path) as file:

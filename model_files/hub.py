@@ -16,19 +16,20 @@ from urllib.parse import quote, unquote_to_bytes
 
 from model_files import BUNDLE, CONFIG, SHA256, SIZES
 from model_files import files as disk
-from model_files.directory import check_free, holds_model, install, read_config, read_weight_map
+from model_files.directory import (
+    WEIGHTS_FILES,
+    check_free,
+    holds_model,
+    install,
+    other_kind,
+    read_config,
+    read_weight_map,
+)
 from model_files.files import hugging_face_path
 from model_files.vocabulary import FILES, holds_vocabulary, read_vocabulary
 
 HUB = "https://huggingface.co"
 STORE = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OTHER_KINDS = {  # {part of a file name: what a repository with such a file has instead of a model}
-    "adapter_config.json": "it has an adapter for another model; merge the two with peft",
-    ".gguf": "it has GGUF files for llama.cpp; look for the model that they were made from",
-    "pytorch_model.bin": "its weights are a pickle, which can run any code; look for another copy",
-    "": "it does not have the files of a model; check the name",
-}
 REASONS = {  # {exception of requests: the message about it, where HOST stands for the server}
     "ConnectionError": "could not reach HOST",
     "ConnectTimeout": "could not reach HOST",
@@ -228,7 +229,7 @@ def download_all(server, stage, files, name=""):
     if name:
         disk.say(f"downloading {name} ({total / 1e6:.0f} MB) from {server.host} to {stage.parent}")
     for file, (path, size, digest) in files.items():
-        if file.startswith("model"):  # The weights come after the small files.
+        if file.startswith(("model", "pytorch_model")):  # The weights come after the small files.
             check_free(stage, stage.parent)
         download(server, path, stage / file, size, digest)
 
@@ -264,8 +265,7 @@ def from_hub(name, repo, revision, stage, only_vocabulary):
     def get(*names, title=""):
         for file in names:
             if file not in files:
-                kinds = [kind for part, kind in OTHER_KINDS.items() if part in " ".join(files)]
-                raise ValueError(f"{repo} has no {file}: {kinds[0]}")
+                raise ValueError(f"{repo} has no {file}: {other_kind(files)}")
         download_all(server, stage, {file: files[file] for file in names}, title)
 
     names = []
@@ -282,11 +282,12 @@ def from_hub(name, repo, revision, stage, only_vocabulary):
     read_vocabulary(stage)
     if only_vocabulary:
         return
-    weights = [WEIGHTS]
-    if WEIGHTS not in files and INDEX in files:
-        get(INDEX)
-        weights = set(read_weight_map(stage / INDEX).values())
-    get(*sorted(weights), title=name)
+    weights = next((file for file in WEIGHTS_FILES if file in files), WEIGHTS_FILES[0])
+    if weights.endswith(".json"):
+        get(weights)
+        get(*sorted(set(read_weight_map(stage / weights).values())), title=name)
+    else:
+        get(weights, title=name)
 
 
 def from_store(name, repo, revision, stage, only_vocabulary):
@@ -333,7 +334,7 @@ def fetch(name, repo, revision, directory, only_vocabulary=False):
             try:
                 source(name, repo, revision, stage, only_vocabulary)
                 install(stage, directory, only_vocabulary)
-                if not only_vocabulary or not any(stage.glob("model*")):  # Keep parts of weights.
+                if not only_vocabulary or not any(stage.glob("*model*")):  # Keep parts of weights.
                     disk.remove(stage)
                 return
             except FileExistsError:  # It would replace a file of the user.

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from model_files.files import MAX_SETTINGS, open_regular, read_json, write_atomic
+from model_files.files import MAX_SETTINGS, describe, open_regular, read_json, write_atomic
 
 MAX_NAME = 250  # A tensor's name may have this many characters.
 BF16 = np.dtype([("bfloat16", "<u2")])  # NumPy has no bfloat16, so this holds its two bytes.
@@ -29,7 +29,7 @@ def read_safetensors(path):
         size = os.path.getsize(path)
         start = 8 + int.from_bytes(file.read(8), "little")
         if not 8 < start <= min(size, MAX_SETTINGS):
-            raise ValueError(f"{path}: not a safetensors file, or cut off: it has {size} bytes")
+            raise ValueError(f"{path}: not a safetensors file ({size} bytes): {describe(path)}")
         header = read_json(path, file.read(start - 8))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if max(map(len, header), default=0) > MAX_NAME:

@@ -123,10 +123,19 @@ def find_files(directory, is_released):
                 side = {name: directory / name for name in SIDE_FILES}
                 paths |= {name: path for name, path in side.items() if path.exists()}
             return paths
+    path = directory / "tokenizer_config.json"
+    if path.exists():
+        check_class(path, read_json(path).get("tokenizer_class"))
     raise FileNotFoundError(
-        f"{directory}: no vocab.json with merges.txt, no encoder.json with vocab.bpe, "
-        "no tokenizer.json"
+        f"{directory} has no vocab.json with merges.txt, no encoder.json with vocab.bpe and no "
+        "tokenizer.json: copy them from where the model was trained, or give --tokenizer MODEL"
     )
+
+
+def check_class(path, name):
+    """Raise ValueError unless a tokenizer class is GPT-2's."""
+    if name not in GPT2_CLASSES + FAST_CLASSES:
+        raise ValueError(f"{path}: tokenizer_class {name!r:.40} is not GPT-2's tokenizer")
 
 
 @contextlib.contextmanager
@@ -142,11 +151,13 @@ def paused_gc():
 
 
 def check_vocabulary(ids, merges):
-    """Raise ValueError unless the ids are 0 to n - 1 and each merge makes a token."""
+    """Raise ValueError unless each token has an id of its own and each merge makes a token."""
     if {*map(type, ids.values())} != {int}:
         raise ValueError("an id is not an integer")
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}, each once")
+    if min(ids.values()) < 0 or max(ids.values()) > MAX_VALUES:
+        raise ValueError(f"an id is not between 0 and {MAX_VALUES}")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError(f"{len(ids)} tokens have {len(set(ids.values()))} ids: two share one")
     for token in filterfalse(ids.__contains__, map("".join, merges)):
         raise ValueError(f"a merge makes {token!r:.40}, which is not a token")
 
@@ -225,8 +236,7 @@ def read_settings(directory, contents):
     settings, tokenizer = contents.get(path.name, {}), contents.get("tokenizer.json")
     name = settings.get("tokenizer_class")
     is_fast = name in FAST_CLASSES
-    if name not in GPT2_CLASSES + FAST_CLASSES:
-        raise ValueError(f"{path}: tokenizer_class {name!r:.40} is not GPT-2's")
+    check_class(path, name)
     if is_fast and not tokenizer:
         raise ValueError(f"{path}: tokenizer_class {name} reads tokenizer.json, which is missing")
     config = directory / "config.json"

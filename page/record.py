@@ -2,7 +2,7 @@
 
 gpt2.gpt2 keeps no intermediate results. run_with_trace makes the same pass with the same functions
 and yields the activations of each block. Each function after it answers one question about them,
-and record collects the answers for the page. Shapes are as in gpt2.py; m is some of n positions.
+and record collects the answers for the page. Shapes are as in gpt2.py; m is at most n.
 """
 
 import math
@@ -49,7 +49,8 @@ def row_groups(n):  # -> slices
 def run_mlp(resid_mid, block, hparams):  # [n, e] -> [n, 4e], [n, e]
     """Return the activations of the MLP's neurons, and the residual stream after it."""
     y = gpt2.layer_norm(resid_mid, **block["ln_2"], eps=hparams["layer_norm_epsilon"])
-    neurons = gpt2.gelu(gpt2.linear(y, **block["mlp"]["c_fc"]))
+    activation = gpt2.ACTIVATIONS[hparams.get("activation_function", "gelu_new")]
+    neurons = activation(gpt2.linear(y, **block["mlp"]["c_fc"]))
     return neurons, resid_mid + gpt2.linear(neurons, **block["mlp"]["c_proj"])
 
 
@@ -83,7 +84,12 @@ def residual_streams(traces, rows=slice(None)):
 def unembed(x, params, hparams):  # [n, e] -> [n, n_vocab]
     """Return the logits of a residual stream, as gpt2.gpt2 does after the last block."""
     x = gpt2.layer_norm(x, **params["ln_f"], eps=hparams["layer_norm_epsilon"])
-    return x @ params["wte"].T
+    return x @ output_head(params).T
+
+
+def output_head(params):  # -> [n_vocab, e]
+    """Return the matrix that gives the logits: wte, unless a model has one of its own."""
+    return params.get("lm_head", params["wte"])
 
 
 def top(x, n):  # [..., m] -> [..., n]
@@ -106,10 +112,10 @@ def logit_lens(x, params, hparams, ids=None):  # [m, e] -> ids and probabilities
 def next_token(logits, next_id, fits):  # [n_vocab] -> {name: array}
     """Return what the page needs to know about the distribution of the next token.
 
-    candidates: the 10 most likely tokens, or the first 9 of them and next_id, the token that really
-    comes next (None if unknown). log_sum_exp: a probability is exp(logit - log_sum_exp). best: more
-    of the most likely tokens. bin_counts: the numbers of other tokens, by how far their logits are
-    below the last of these. bin_means: the position of their mean inside each bin, from 0 to 255.
+    candidates: the 10 most likely tokens. If next_id, the token that really follows, is known but
+    not among them, it replaces the last. log_sum_exp: a probability is exp(logit - log_sum_exp).
+    best: more of the most likely tokens. bin_counts: the numbers of other tokens, by how far their
+    logits are below the last of these. bin_means: where their mean is in each bin, from 0 to 255.
     """
     best = top(logits, min(fits["best"], len(logits)))
     candidates = best[: data.N_CANDIDATES].copy()
@@ -135,14 +141,14 @@ def direct_logit_attribution(ids, at, candidates, traces, params, hparams):
     """Return what each part of the model contributes to the logits of candidates [m, c].
 
     A logit is the product of a token's embedding and the last stream, normalised. The stream is a
-    sum. With the last layer norm's scale as given, so is the logit: Elhage et al. 2021. at: a slice
-    of m positions. -> [m, c + 1, parts], with the mean of all tokens as the last candidate. Parts:
+    sum, so the logit is one, too, if the last layer norm keeps its scale: Elhage et al. 2021. at: a
+    slice of m positions. -> [m, c + 1, parts]; the last candidate is the mean of all tokens. Parts:
     the embeddings of token and position, each block's heads and MLP, and the sum of all biases.
     """
-    wte, ln_f = params["wte"], params["ln_f"]
+    wte, ln_f, head = params["wte"], params["ln_f"], output_head(params)
     x = traces[-1].resid_post[at]
-    mean_token = np.broadcast_to(wte.mean(0), (len(x), 1, x.shape[1]))
-    tokens = np.concatenate([wte[candidates], mean_token], 1)  # [m, c + 1, e]
+    mean_token = np.broadcast_to(head.mean(0), (len(x), 1, x.shape[1]))
+    tokens = np.concatenate([head[candidates], mean_token], 1)  # [m, c + 1, e]
     # Normalising the tokens instead of each part gives the same products.
     direction = tokens * ln_f["g"]
     direction -= direction.mean(-1, keepdims=True)
@@ -188,7 +194,7 @@ def ablate_parts(traces, whole_layers, params, hparams):
 
 
 def top_neurons(neurons, block, n_best):  # [n, 4e] -> three times [n, n_best]
-    """Return the indices, activations and lengths of the vectors of the neurons that add most."""
+    """Return the neurons that add most: indices, activations, and the lengths of what they add."""
     lengths = np.abs(neurons) * np.linalg.norm(block["mlp"]["c_proj"]["w"], axis=1)
     indices = top(lengths, min(n_best, neurons.shape[1]))
     activations = np.take_along_axis(neurons, indices, -1)
@@ -209,7 +215,7 @@ def promoted_tokens(indices, params):  # [n_layer, n, n_best] -> {name: array}
         numbers += [i * len(w) + neuron for neuron in chosen]
         added = (w[chosen] - w[chosen].mean(-1, keepdims=True)) * params["ln_f"]["g"]
         for rows in row_groups(len(added)):
-            logits = added[rows] @ params["wte"].T
+            logits = added[rows] @ output_head(params).T
             tokens.append(top(logits, min(5, logits.shape[1])))
     return {"promoting_neurons": np.array(numbers), "promoted_tokens": np.concatenate(tokens)}
 

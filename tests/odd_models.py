@@ -6,6 +6,7 @@ test_odd_models.py opens each of them. make_golden_odd.py opens those that load 
 import json
 import random
 import shutil
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ INPUT = [5, 200, 17, 80]  # The model's greedy continuation of this is GREEDY.
 N_TOKENS = 8
 VOCABULARY = learn_bpe(["maskmask mask\nlow lower low\nthe the"] * 2, 270).vocabulary
 IDS = VOCABULARY.ids
+
+WITH_HOLES = {token: i + 10 * (i >= 100) for token, i in IDS.items()}
 
 TEXTS = [
     "",
@@ -72,9 +75,9 @@ PARTS += [
 ]
 
 
-def random_text(rng):
+def random_text(rng, parts=PARTS):
     """Return a random sequence of words, added tokens, and white space of all kinds."""
-    return "".join(rng.choice(PARTS) for _ in range(rng.randrange(1, 12)))
+    return "".join(rng.choice(parts) for _ in range(rng.randrange(1, 12)))
 
 
 TEXTS += [random_text(random.Random(seed)) for seed in range(30)]
@@ -157,6 +160,92 @@ def shards(dtypes=(None, None), missing=None):
     return write
 
 
+STORAGES = {"float32": "Float", "float64": "Double", "float16": "Half", "bool": "Bool"}
+
+
+def torch_save(path, tensors):
+    """Write a state dict as torch.save does: a zip archive with a pickle of protocol 2."""
+    program, numbers = [b"\x80\x02ccollections\nOrderedDict\n)R("], {}
+    for i, (name, x) in enumerate(tensors.items()):
+        kind = "BFloat16" if x.dtype == BF16 else STORAGES[x.dtype.name]
+        numbers[f"data/{i}"] = np.ascontiguousarray(x).tobytes()
+        strides = np.array(np.empty(x.shape, np.uint8).strides)
+        program += [
+            text(name),
+            b"ctorch._utils\n_rebuild_tensor_v2\n((",
+            text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(str(i)) + text("cpu"),
+            number(x.size) + b"tQK\x00",
+            b"(" + b"".join(map(number, x.shape)) + b"t",
+            b"(" + b"".join(map(number, strides)) + b"t",
+            b"\x89ccollections\nOrderedDict\n)RtR",
+        ]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"".join([*program, b"u."]))
+        for name, data in {**numbers, "version": b"3\n"}.items():
+            archive.writestr(f"archive/{name}", data)
+
+
+def text(x):
+    return b"X" + len(x).to_bytes(4, "little") + x.encode()
+
+
+def number(x):
+    return b"J" + int(x).to_bytes(4, "little")
+
+
+def pickled(dtype=None, name="pytorch_model.bin", change=None):
+    """A function that writes the weights to one pickle."""
+
+    def write(directory, tensors):
+        tensors = {f"transformer.{key}": x for key, x in tensors.items()}
+        if change:
+            change(tensors)
+        if dtype is not None:
+            tensors = {key: narrow(x, dtype) for key, x in tensors.items()}
+        torch_save(directory / name, tensors)
+
+    return write
+
+
+def pickled_shards(directory, tensors):
+    names = [f"transformer.{key}" for key in tensors]
+    files = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    weight_map = {name: files[i % 2] for i, name in enumerate(names)}
+    for file in files:
+        part = {name: tensors[name[12:]] for name in names if weight_map[name] == file}
+        torch_save(directory / file, part)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def renamed(function):
+    """A change that gives each tensor another name, or none."""
+
+    def change(tensors):
+        named = {function(name): x for name, x in tensors.items()}
+        tensors.clear()
+        tensors.update({name: x for name, x in named.items() if name})
+
+    return change
+
+
+def head_alone(tensors):
+    tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+
+
+def other_heads(*names):
+    def change(tensors):
+        tensors.update({name: np.ones((1, 8), np.float32) for name in names})
+
+    return change
+
+
+def as_nanogpt(tensors):
+    for name in tensors:
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensors[name] = np.ascontiguousarray(tensors[name].T)
+
+
 def both(directory, tensors):
     """Write the weights to one file, which counts, and shards of another model beside it."""
     shards()(directory, {name: x + 1 for name, x in tensors.items()})
@@ -220,9 +309,15 @@ MODELS = {
     "nothing is odd": PLAIN,
     "weights in float16": Odd(weights=store(dtype=np.float16)),
     "weights in bfloat16": Odd(weights=store(dtype=BF16)),
-    "weights in float64": Odd(weights=store(dtype=np.float64), refused=r"float64, not F32"),
+    "weights in float64": Odd(weights=store(dtype=np.float64)),
+    "weights in a pickle": Odd(weights=pickled()),
+    "weights in a pickle in float16": Odd(weights=pickled(np.float16)),
+    "weights in a pickle in bfloat16": Odd(weights=pickled(BF16)),
+    "weights in a pickle in float64": Odd(weights=pickled(np.float64)),
+    "weights in pickles, in shards": Odd(weights=pickled_shards),
+    "weights in a pickle, with mask buffers": Odd(weights=pickled(change=masks)),
     "weights that are integers": Odd(
-        weights=store(dtype=np.int32), refused=r"wte.weight is int32, not F32"
+        weights=store(dtype=np.int32), refused=r"wte.weight is int32, not F64"
     ),
     "names without a prefix": Odd(weights=store(prefix="")),
     "names with another prefix": Odd(
@@ -230,7 +325,7 @@ MODELS = {
     ),
     "a name with and without the prefix": Odd(
         weights=store(change=lambda t: t.update({"wte.weight": t["transformer.wte.weight"]})),
-        refused="with and without .*transformer",
+        refused="with and without a prefix",
     ),
     "two shards": Odd(weights=shards()),
     "seven shards": Odd(weights=shards((None,) * 7)),
@@ -243,13 +338,64 @@ MODELS = {
         {"tie_word_embeddings": False}, store(change=head(np.copy))
     ),
     "an output head of its own": Odd(
-        {"tie_word_embeddings": False},
-        store(change=head(lambda x: x + 1)),
-        refused="lm_head.weight differs from wte.weight",
+        {"tie_word_embeddings": False}, store(change=head(lambda x: x[::-1].copy()))
     ),
     "an output head that differs, declared as tied": Odd(
-        weights=store(change=head(lambda x: x + 1)), refused="lm_head.weight differs from wte"
+        weights=store(change=head(lambda x: x[::-1].copy()))
     ),
+    "an output head that equals wte, in another type": Odd(
+        weights=store(change=head(lambda x: x.astype(np.float64)))
+    ),
+    "an output head in another type, rounded": Odd(
+        weights=store(change=head(lambda x: x.astype(np.float16)))
+    ),
+    "an output head of its own in a pickle": Odd(
+        {"tie_word_embeddings": False}, pickled(change=head(lambda x: x[::-1].copy()))
+    ),
+    "an output head of another size": Odd(
+        weights=store(change=head(lambda x: x[1:].copy())),
+        refused=r"tensor lm_head.weight has shape \(279, 8\), not \(280, 8\)",
+    ),
+    "only the output head is stored, for both": Odd(weights=store(change=head_alone)),
+    "only the output head is stored, and not tied": Odd(
+        {"tie_word_embeddings": False},
+        store(change=head_alone),
+        refused="tensor wte.weight is missing",
+    ),
+    "names with the prefix of parallel training": Odd(
+        weights=store(change=renamed(lambda name: f"module.{name}")), reference=PLAIN
+    ),
+    "names with the prefix of a compiled model": Odd(
+        weights=store(change=renamed(lambda name: f"_orig_mod.{name}")), reference=PLAIN
+    ),
+    "names with two prefixes, in a pickle": Odd(
+        weights=pickled(change=renamed(lambda name: f"_orig_mod.module.{name}")), reference=PLAIN
+    ),
+    "a second head, for multiple choice": Odd(
+        {"architectures": ["GPT2DoubleHeadsModel"]},
+        store(change=other_heads("multiple_choice_head.summary.weight")),
+    ),
+    "a value head": Odd(
+        weights=store(change=other_heads("v_head.summary.weight", "v_head.summary.bias"))
+    ),
+    "a classifier": Odd(
+        {"architectures": ["GPT2ForSequenceClassification"]},
+        store(change=other_heads("score.weight")),
+        refused="is a classifier, not a language model: it has score.weight",
+    ),
+    "a classifier of tokens": Odd(
+        weights=store(change=other_heads("classifier.weight", "classifier.bias")),
+        refused="is a classifier",
+    ),
+    "weights quantised to 8 bits": Odd(
+        weights=store(
+            change=lambda t: t.update(
+                {"transformer.h.0.attn.c_attn.weight": np.ones((8, 24), np.int8)}
+            )
+        ),
+        refused="h.0.attn.c_attn.weight is int8: its weights are quantised",
+    ),
+    "nanoGPT's layout": Odd(weights=store(change=as_nanogpt), refused="has the layout of nanoGPT"),
     "declared as untied, without an output head": Odd(
         {"tie_word_embeddings": False}, refused="lm_head.weight is missing"
     ),
@@ -259,8 +405,8 @@ MODELS = {
     ),
     "a layer too many": Odd({"n_layer": 1}, refused="n_layer is 1, but the weights have 2 layers"),
     "an unknown tensor": Odd(
-        weights=store(change=lambda t: t.update({"score.weight": np.ones((2, 8), np.float32)})),
-        refused="'score.weight' is not",
+        weights=store(change=other_heads("transformer.h.0.attn.c_attn.lora_A")),
+        refused="'h.0.attn.c_attn.lora_A' is not",
     ),
     "a transposed matrix": Odd(
         weights=store(
@@ -268,10 +414,10 @@ MODELS = {
         ),
         refused=r"vocab_size is 280, but tensor wte.weight has shape \(8, 280\)",
     ),
-    "a pickle": Odd(
+    "a damaged pickle": Odd(
         weights=no_weights,
         files={"pytorch_model.bin": b"\x80\x04"},
-        refused="pytorch_model.bin is a pickle",
+        refused="pytorch_model.bin: not a file of torch.save: damaged or cut off",
     ),
     "a pickle beside model.safetensors": Odd(files={"pytorch_model.bin": b"\x80\x04"}),
     "no weights": Odd(weights=no_weights, refused="holds no model"),
@@ -305,14 +451,30 @@ MODELS = {
     "an epsilon that is text": Odd({"layer_norm_epsilon": "1e-5"}, refused="epsilon is '1e-5'"),
     "gelu by PyTorch's name": Odd({"activation_function": "gelu_pytorch_tanh"}),
     "gelu by its name gelu_fast": Odd({"activation_function": "gelu_fast"}),
-    "the exact gelu": Odd({"activation_function": "gelu"}, refused="activation_function is 'gelu'"),
-    "relu": Odd({"activation_function": "relu"}, refused="activation_function is 'relu'"),
-    "no activation": Odd({"activation_function": None}, refused="activation_function is None"),
-    "scores that are not scaled": Odd(
-        {"scale_attn_weights": False}, refused="scale_attn_weights is False"
+    **{
+        f"the activation {name}": Odd({"activation_function": name})
+        for name in ("gelu", "gelu_python", "gelu_accurate", "relu", "silu", "swish", "tanh")
+    },
+    "an unknown activation": Odd(
+        {"activation_function": "mish"},
+        refused="activation_function is 'mish', not one of gelu_new",
     ),
-    "scores scaled by the layer": Odd(
-        {"scale_attn_by_inverse_layer_idx": True}, refused="scale_attn_by_inverse_layer_idx is True"
+    "no activation": Odd({"activation_function": None}, refused="activation_function is None"),
+    "scores that are not scaled": Odd({"scale_attn_weights": False}),
+    "scores scaled by the layer": Odd({"scale_attn_by_inverse_layer_idx": True}),
+    "scores scaled by the layer alone, in float16": Odd(
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        store(dtype=np.float16),
+    ),
+    "scores in float32": Odd({"reorder_and_upcast_attn": True}),
+    "everything that varies": Odd(
+        {
+            "activation_function": "gelu",
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+            "tie_word_embeddings": False,
+        },
+        store(change=head(lambda x: x[::-1].copy())),
     ),
     "cross attention": Odd({"add_cross_attention": True}, refused="add_cross_attention is True"),
     "another model_type": Odd({"model_type": "gpt_neo"}, refused="model_type is 'gpt_neo'"),
@@ -333,7 +495,19 @@ MODELS = {
     "a number of layers that is null": Odd({"n_layer": None}, refused="n_layer is None"),
     "a size with a decimal point": Odd({"n_embd": 8.0}, refused="n_embd is 8.0"),
     "heads that do not divide the width": Odd({"n_head": 3}, refused="not divisible by n_head"),
-    "fewer ids than tokens": Odd({"vocab_size": 269}, refused="270 tokens, the model 269"),
+    "fewer ids than tokens": Odd({"vocab_size": 269}, refused="ids up to 269, the model has 269"),
+    "ids with holes": Odd(files={"vocab.json": WITH_HOLES}),
+    "ids with holes, beyond the model": Odd(
+        {"vocab_size": 275}, files={"vocab.json": WITH_HOLES}, refused="ids up to 279"
+    ),
+    "two tokens with one id": Odd(
+        files={"vocab.json": {**IDS, "lo": 5}}, refused="270 tokens have 269 ids: two share one"
+    ),
+    "an id far away": Odd(files={"vocab.json": {**IDS, "lo": 10**12}}, refused="is not between 0"),
+    "ids with holes, and an added token that gets the id of another": Odd(
+        files={"vocab.json": WITH_HOLES, "added_tokens.json": {"<x>": 270}},
+        refused="'<x>' gets the id 270, which another token has",
+    ),
     "a byte order mark before config.json": Odd(
         files={"config.json": BOM + json.dumps(CONFIG).encode()}, reference=PLAIN
     ),

@@ -97,7 +97,7 @@ TOKENIZERS = {
         files={"vocab.json": {**{k: v for k, v in IDS.items() if k != "!"}, "!!": IDS["!"]}},
         refused="byte 33 has no token",
     ),
-    "ids with a hole": Odd(files={"vocab.json": {**IDS, "zz": 272}}, refused="are not 0 to 270"),
+    "ids with a hole": Odd(files={"vocab.json": {**IDS, "zz": 272}}),
     "merges.txt without a version": Odd(files={"merges.txt": MERGES.partition("\n")[2]}),
     "merges.txt with the line breaks of Windows": Odd(
         files={"merges.txt": MERGES.replace("\n", "\r\n")}, reference=PLAIN

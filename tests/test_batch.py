@@ -275,7 +275,9 @@ def jobs_of(tiny, lines, **options):
     waiting = queue.Queue()
     for number, line in enumerate(lines, 1):
         waiting.put((number, line))
-    return batch.Jobs(waiting, SimpleNamespace(**{**args, **options}), encoder, hparams)
+    return batch.Jobs(
+        waiting, SimpleNamespace(**{"special_tokens": False, **args, **options}), encoder, hparams
+    )
 
 
 def test_only_a_limited_number_of_lines_is_completed_ahead_of_a_slow_one(tiny, monkeypatch, capsys):

@@ -601,7 +601,7 @@ def test_a_long_prompt_loses_its_beginning_and_an_empty_one_is_an_end_of_text(en
     assert f"the prompt has {len(ids)} tokens; the model sees the last 4" in capsys.readouterr().err
     assert cli.prompt_ids("", encoder, hparams) == [3]
     with pytest.raises(ValueError, match="line 7 is empty"):
-        cli.prompt_ids("", encoder, {**hparams, "eos_token_ids": []}, "line 7")
+        cli.prompt_ids("", encoder, {**hparams, "eos_token_ids": []}, name="line 7")
     assert capsys.readouterr() == ("", "")
 
 

@@ -392,3 +392,14 @@ def test_many_and_long_words_are_counted_within_bounds(monkeypatch):
 def test_learning_from_one_very_long_word_is_fast():
     learned = bpe.learn_bpe(["".join(random.Random(0).choices("abcdef", k=1_000_000))], 270)
     assert len(learned.vocabulary.merges) == 13
+
+
+def test_the_end_of_text_is_a_token_on_request():
+    encoder = learn_bpe(["low lower"], 260)
+    text = "<|endoftext|>low<|endoftext|><|endoftext|> lower<|endoftex"
+    parts = [encoder.eot, "low", encoder.eot, encoder.eot, " lower<|endoftex"]
+    expected = [[x] if x == encoder.eot else encoder.encode(x) for x in parts]
+    assert encoder.encode(text, special_tokens=True) == sum(expected, [])
+    assert encoder.decode(sum(expected, [])) == text
+    assert encoder.eot not in encoder.encode(text)
+    assert encoder.encode("low", special_tokens=True) == encoder.encode("low")

@@ -180,10 +180,35 @@ def test_perplexity_is_that_of_the_formula(measured, tiny):
     found = measured(TEXT, "--stride", "8")
     assert found == figures(TEXT, tiny, 8) and found[1].split()[1] == str(n - 1)
     assert measured(TEXT) == figures(TEXT, tiny, 16)  # half of n_ctx
-    # With a stride beyond the context, not only the first token of each window would be left out.
+    # No window predicts its own first token, so the windows overlap by at least one token.
     most = measured(TEXT, "--stride", "32")
-    assert most == measured(TEXT, "--stride", "1000") == figures(TEXT, tiny, 32)
-    assert most[1].split()[1] == str(n - math.ceil(n / 32))
+    assert most == measured(TEXT, "--stride", "1000") == figures(TEXT, tiny, 31)
+    assert most[1].split()[1] == str(n - 1)
+
+
+@pytest.mark.parametrize("n_ctx", [2, 3, 9])
+def test_every_stride_counts_each_token_once(n_ctx):
+    for stride in (None, *range(1, n_ctx + 3)):
+        todo = evaluate.windows(40, n_ctx, evaluate.window_stride(stride, n_ctx))
+        counted = [i for _, first, stop in todo for i in range(first, stop)]
+        assert counted == [*range(1, 40)], stride
+
+
+def test_the_end_of_text_keeps_the_line_break_after_it_on_request(models_dir, tiny, tmp_path):
+    encoder, (eos, *_) = tiny[0], tiny[1]["eos_token_ids"]
+    (tmp_path / "text").write_text("low<|endoftext|>\nlower", newline="")
+    shown = {}
+    for flag in ("--special_tokens", "--literal_endoftext", None):
+        options = "--json", *model_options(models_dir), *filter(None, [flag])
+        done = run("evaluate.py", tmp_path / "text", *options)
+        shown[flag] = json.loads(done.stdout)["tokens"] + 1
+    assert shown == {
+        "--special_tokens": len([*encoder.encode("low"), eos, *encoder.encode("\nlower")]),
+        "--literal_endoftext": len(encoder.encode("low<|endoftext|>\nlower")),
+        None: len([*encoder.encode("low"), eos, *encoder.encode("lower")]),
+    }
+    both = run("evaluate.py", tmp_path / "text", "--special_tokens", "--literal_endoftext")
+    assert both.returncode == 2 and b"contradicts" in both.stderr
 
 
 def test_part_of_a_text_in_lower_case_without_stopwords(measured, tiny, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import stat
@@ -589,6 +590,21 @@ def test_tokens_of_one_character_stand_together(view):
     )
 
 
+def test_wide_characters_have_two_columns_and_accents_have_none():
+    widths = {
+        "naïve": 5,
+        "nai\u0308ve": 5,
+        "日本語": 6,
+        "ｶ": 1,
+        "😀": 2,
+        "☃": 1,
+        "か\u3099": 2,
+        "": 0,
+    }
+    assert {text: explain.columns(text) for text in widths} == widths
+    assert explain.fit("ne\u0301e", 4) == "ne\u0301e " and explain.fit("日本語", 4) == "日… "
+
+
 def test_part_of_a_character_is_shown_as_bytes(shipped):
     """A prompt that is too long may begin inside a character, and a token may be part of one."""
     snowman, comma = shipped[0].encode("☃"), shipped[0].encode(",")
@@ -912,3 +928,23 @@ def test_attention_patterns_are_in_memory_for_one_block_at_a_time(tiny_params, m
     monkeypatch.setattr(record, "record_block", watched)
     record.record(IDS, 4, None, tiny_params, TINY)
     assert len(patterns) == TINY["n_layer"]
+
+
+def test_json_has_the_tokens_and_probabilities_that_the_terminal_shows(shipped):
+    args = "To be, or not to", "--model_size", "shakespeare", "--top", "4"
+    shown = run("explain.py", *args).stdout.decode()
+    data = json.loads(run("explain.py", *args, "--json").stdout)
+    encoder, hparams, params = shipped
+    ids = encoder.encode(args[0])
+    assert [token["id"] for token in data["prompt"]] == ids
+    assert [token["text"] for token in data["prompt"]] == [encoder.decode([id_]) for id_ in ids]
+    logits = gpt2.gpt2(ids, **params, hparams=hparams)[-1].astype(np.float64)
+    log_p = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    best = np.argsort(-log_p, kind="stable")[:4]
+    assert [token["id"] for token in data["next"]] == best.tolist()
+    for token in data["next"]:
+        assert token["log_probability"] == pytest.approx(log_p[token["id"]], abs=1e-5)
+        line = f"{100 * math.exp(token['log_probability']):5.1f} %  {token['text']!r}"
+        assert line in shown
+    done = run("explain.py", *args, "--json", "--page", "x.html")
+    assert done.returncode == 2 and b"leave out --page" in done.stderr

@@ -457,3 +457,72 @@ def test_help_names_every_option(complete):
         "verbose",
     ):
         assert f"--{option}".encode() in done.stdout
+
+
+# Conversations, and the end-of-text token in a prompt
+
+
+def test_a_chat_is_the_conversation_with_an_end_of_text_after_each_turn(complete, tiny):
+    encoder, hparams, params = tiny
+    eos, n = hparams["eos_token_ids"][0], 6
+    lines = ["low", "lower ☃", "/reset", "low", "quit", "never"]
+    done = complete(
+        "--chat", "--n_tokens_to_generate", str(n), stdin="\n".join(lines).encode(), model="tiny"
+    )
+    history, answers = [], []
+    for line in lines[:4]:
+        if line == "/reset":
+            history = []
+            continue
+        history += [*encoder.encode(line), eos]
+        answer = list(gpt2.generate(history, params, hparams, n))
+        answers.append(encoder.decode(answer))
+        history += [*answer, eos]
+    assert (done.returncode, done.stdout.decode()) == (0, "".join(f"{x}\n" for x in answers))
+    assert answers[0] == answers[2]
+
+
+def test_a_chat_forgets_the_oldest_turns_when_the_context_is_full(tiny):
+    encoder, hparams, _ = tiny
+    chat = cli.Conversation(encoder, hparams, 10)
+    room = hparams["n_ctx"] - 10
+    turns = []
+    for i in range(12):
+        turns.append([*encoder.encode(f"low {i}"), chat.eos])
+        inputs = chat.inputs(f"low {i}")
+        while len(turns) > 1 and sum(map(len, turns)) > room:
+            del turns[0]
+        assert inputs == sum(turns, []) and len(inputs) <= room
+        chat.add([i])
+        turns.append([i, chat.eos])
+    assert len(turns) < 24
+    long = "low lower " * hparams["n_ctx"]
+    assert chat.inputs(long) == [*encoder.encode(long), chat.eos][-room:]
+
+
+def test_a_chat_needs_an_end_of_text_and_takes_no_prompt(complete, tiny, tmp_path):
+    encoder, hparams, params = tiny
+    save_model(tmp_path / "endless", {**hparams, "eos_token_ids": []}, params, encoder.vocabulary)
+    done = complete("--chat", stdin=b"low\n", models=tmp_path, model="endless")
+    assert done.returncode == 1
+    assert done.stderr == b"gpt2.py: error: --chat needs a model with an end-of-text token\n"
+    done = complete("--chat", "low")
+    assert done.returncode == 2 and b"leave out the prompt" in done.stderr
+
+
+def test_the_end_of_text_in_a_prompt_is_its_id_on_request(complete, tiny):
+    encoder, hparams, params = tiny
+    eos = hparams["eos_token_ids"][0]
+    prompt = "low<|endoftext|>lower"
+    plain = json.loads(complete(prompt, "--json").stdout)["ids"]
+    special = json.loads(complete(prompt, "--json", "--special_tokens").stdout)["ids"]
+    inputs = [*encoder.encode("low"), eos, *encoder.encode("lower")]
+    assert encoder.encode(prompt, special_tokens=True) == inputs
+    assert special == list(gpt2.generate(inputs, params, hparams, 40)) != plain
+
+
+def test_a_backslash_and_an_n_are_explained_once(complete):
+    done = complete(r"low\nlow", "--stop", r"\n\n", "--n_tokens_to_generate", "1")
+    assert done.returncode == 0 and done.stderr.count(b"\n") == 1
+    assert b"a backslash and an n" in done.stderr and rb"$'...\n...'" in done.stderr
+    assert complete("low\nlow", "--n_tokens_to_generate", "1").stderr == b""

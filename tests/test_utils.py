@@ -54,7 +54,7 @@ def test_a_released_size_is_read_from_the_files_with_known_hashes(directory, tmp
         assert found.vocabulary.ids == expected and not found.vocabulary.add_prefix_space
     found = utils.load_encoder("model", tmp_path).vocabulary
     assert found.ids != expected and found.add_prefix_space
-    with pytest.raises(ValueError, match="the vocabulary has 300 tokens, the model 257"):
+    with pytest.raises(ValueError, match="the vocabulary has ids up to 299, the model has 257 ids"):
         utils.load_encoder_hparams_and_params("model", tmp_path)
 
 
@@ -177,7 +177,11 @@ def test_what_a_killed_fetch_has_left_beside_a_whole_model_goes(directory):
         (" http://mirror.example:81/owner/name#files", "owner/name"),
         ("https://me:pw@huggingface.co/owner/name/tree/v1", "owner/name@v1"),
         ("me:pw@hf.co/owner/name?token=pw", "owner/name"),
-        ("https://hf.co/gpt2", None),
+        ("https://hf.co/gpt2", "gpt2"),
+        ("https://huggingface.co/gpt2/tree/v1", "gpt2@v1"),
+        ("https://huggingface.co/gpt2-xl?library=x", "gpt2-xl"),
+        ("https://huggingface.co/distilgpt2/blob/main/config.json", "distilgpt2"),
+        ("https://huggingface.co/gpt2x", None),
         ("https://huggingface.co/datasets/a/b", None),
         ("https://a.example/b/c", None),
         ("owner/name@v1", None),
@@ -187,7 +191,7 @@ def test_the_address_of_a_models_page_is_its_name(address, name, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", " http://me:pw@mirror.example:81/ ")
     assert utils.name_of(address) == (name or address)
     monkeypatch.setattr(utils, "find_cached", lambda *args: args)
-    if name:
+    if name and "/" in name:
         repo, _, revision = name.partition("@")
         assert utils.find_model(address, Path("nowhere")) == (repo, revision or "main")
 
@@ -196,3 +200,61 @@ def test_the_address_of_a_models_page_is_its_name(address, name, monkeypatch):
 def test_a_password_in_a_models_address_is_not_printed(name):
     with pytest.raises(FileNotFoundError, match="^(https://)?a.example/b/c: no such directory$"):
         utils.find_model(name, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("gpt2", "124M"),
+        ("gpt2-medium", "355M"),
+        ("gpt2-large", "774M"),
+        ("gpt2-xl", "1558M"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("https://huggingface.co/gpt2", "124M"),
+        ("https://huggingface.co/gpt2/tree/v1", "openai-community/gpt2@v1"),
+        ("distilgpt2@v1", "distilbert/distilgpt2@v1"),
+        ("gpt2-small", "gpt2-small"),
+        ("124M", "124M"),
+    ],
+)
+def test_the_names_of_tutorials_are_known(name, expected, tmp_path):
+    assert utils.resolve_alias(name, tmp_path) == expected
+
+
+def test_a_directory_of_the_user_comes_before_the_name_of_a_tutorial(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "gpt2")
+    assert utils.resolve_alias("gpt2", tmp_path) == "gpt2"
+    assert utils.load_encoder("gpt2", tmp_path).n_vocab == utils.load_encoder(directory, "").n_vocab
+
+
+@pytest.mark.parametrize("name", ["models--gpt2", "models--openai-community--gpt2"])
+def test_what_from_pretrained_left_in_the_cache_is_found(name, directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="124M is not on this disk"):
+        utils.load_encoder_hparams_and_params("gpt2", tmp_path)
+    commit = utils.SIZES["124M"][1]
+    shutil.copytree(directory, tmp_path / "cache" / name / "snapshots" / commit)
+    _, hparams, _ = utils.load_encoder_hparams_and_params("gpt2", tmp_path)
+    assert hparams["n_embd"] == 8
+
+
+def test_a_file_of_weights_and_a_directory_right_here_get_advice(directory, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="model.safetensors is a file: name its directory"):
+        utils.load_encoder_hparams_and_params(str(directory / "model.safetensors"), tmp_path)
+    monkeypatch.chdir(directory.parent)
+    with pytest.raises(utils.UnknownModel, match=f"did you mean ./{directory.name}"):
+        utils.load_encoder_hparams_and_params(directory.name, tmp_path / "models")
+
+
+def test_the_vocabulary_of_another_model_is_taken_on_request(directory, tmp_path):
+    bare = shutil.copytree(directory, tmp_path / "bare")
+    for name in ("vocab.json", "merges.txt"):
+        (bare / name).unlink()
+    with pytest.raises(FileNotFoundError, match="copy them .* or give --tokenizer MODEL"):
+        utils.load_encoder_hparams_and_params(bare, tmp_path)
+    encoder, _, _ = utils.load_encoder_hparams_and_params(bare, tmp_path, tokenizer=directory)
+    assert encoder.encode("low") == utils.load_encoder(directory, "").encode("low")
+    (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(ValueError, match="tokenizer_class 'BertTokenizer' is not GPT-2's"):
+        utils.load_encoder_hparams_and_params(bare, tmp_path)

@@ -17,7 +17,6 @@ where a text ends. It still sees the text before, but it learns that this does n
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -31,19 +30,21 @@ from tqdm import tqdm
 import cli
 from encoder import FIND_BOUNDARY, Encoder
 from model_files import END_OF_TEXT, files, hub
+from training.formats import plain_text, text_of_line
 
 TEXT_HELP = (
-    'UTF-8 files, directories (each .txt and .md below), .jsonl files with a "text" per line, '
-    "http(s) addresses, - for standard input"
+    'text files, directories (each .txt and .md below), .jsonl files with a "text" per line, '
+    ".csv files, http(s) addresses, - for standard input"
 )
 
 # ==== Finding texts =============================================================================
 
 
-def find_texts(names, models_dir, keep):
+def find_texts(names, models_dir, keep, text_column=None, text_key="text"):
     """Return the paths of the files that the names stand for, in the same order.
 
-    keep: the directory for copies of pipes, piped-text-N, as a pipe can be read only once.
+    keep: the directory for copies, piped-text-N, of pipes, which can be read only once, and of
+    files in other formats (see formats.py, also for text_column and text_key).
     """
     paths = []
     for name in map(str, names):
@@ -55,7 +56,8 @@ def find_texts(names, models_dir, keep):
             paths.append(keep_text(name, Path(keep) / f"piped-text-{len(paths)}"))
         else:
             paths.append(name)
-    return paths
+    copies = (Path(keep) / f"piped-text-{i}" for i in range(len(paths)))
+    return [plain_text(path, copy, text_column, text_key) for path, copy in zip(paths, copies)]
 
 
 def is_address(name):
@@ -133,11 +135,13 @@ def split_files(paths, val_fraction):
     All files together count as one text. Its end is held out: part of one file, and later files.
     """
     sizes = [os.path.getsize(path) for path in paths]
+    if sum(sizes) == 0:
+        raise ValueError(f"{paths[0]}: the file is empty")
     n_left = int(sum(sizes) * (1 - val_fraction))  # bytes to train on, in this file and later ones
     train_parts, val_parts = [], []
     for path, size in zip(paths, sizes):
         if size == 0:
-            raise ValueError(f"{path}: the file is empty")
+            continue
         with open(path, "rb") as file:
             first = 3 if file.read(3) == b"\xef\xbb\xbf" else 0  # skip a byte order mark
             middle = place_to_cut(file, path, min(max(n_left, 0), size))
@@ -197,13 +201,18 @@ def read_texts(parts, **changes):
                 bar.update(size)
 
 
-def split_texts(piece, lowercase=False, stopwords=(), literal_endoftext=False):
+def split_texts(
+    piece, lowercase=False, stopwords=(), literal_endoftext=False, special_tokens=False
+):
     """Yield the texts in a piece of text, and None for each <|endoftext|> between them.
 
     lowercase: change the texts to lower case; stopwords: leave out these words; literal_endoftext:
-    read <|endoftext|> as ordinary text.
+    read <|endoftext|> as ordinary text; special_tokens: keep a line break after it.
     """
-    texts = [piece] if literal_endoftext else BOUNDARY.split(piece)
+    piece = piece.replace("\r\n", "\n")  # Windows ends a line with both characters.
+    texts = [piece]
+    if not literal_endoftext:
+        texts = piece.split(END_OF_TEXT) if special_tokens else BOUNDARY.split(piece)
     words = "|".join(map(re.escape, stopwords))
     for i, text in enumerate(texts):
         if i > 0:
@@ -279,19 +288,6 @@ def last_character(data):
         end -= 1
     start = data.rfind(b"<", len(data) - MAX_BOUNDARY)
     return min(start, end) if start > 0 else end
-
-
-def text_of_line(line, where):
-    """Return the text of a line of a .jsonl file: {"text": "Once upon a time"}."""
-    if not line.strip():
-        return ""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise ValueError(f'{where} is not an object with a string "text"')
-    return row["text"]
 
 
 def read_stopwords(path):

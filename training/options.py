@@ -51,6 +51,12 @@ TEXT = {
         fraction,
         "part of the text, its end, held out to find the best model; 0: none, keep the last ({})",
     ),
+    "text_column": (
+        None,
+        "NAME",
+        "the column of a CSV file that has the texts, by default its only one",
+    ),
+    "text_key": ("text", "KEY", "the key of the texts in a .jsonl file ({})"),
     "lowercase": (False, bool, "train on the text in lower case"),
     "stopwords": ([], "FILE", "drop the words in this file from the text"),
     "literal_endoftext": (False, bool, "read <|endoftext|> as ordinary text"),
@@ -133,7 +139,9 @@ def resolve_options(given):
                 raise cli.UsageError(f"--{name} comes from the model that --{source} names")
     model = None
     if options["init_from"]:
-        model = load_encoder_hparams_and_params(options["init_from"], options["models_dir"])
+        model = load_encoder_hparams_and_params(
+            options["init_from"], options["models_dir"], only_plain=True
+        )
         if not unfinished:
             defaults = {**DEFAULTS, "learning_rate": TUNING_RATE, "n_ctx": None}
             recorded = inherited(model)

@@ -222,7 +222,7 @@ def claim(out, lock):
 
 
 def is_run_file(name):
-    return name in RUN_FILES or re.fullmatch(r"piped-text-\d+", name)
+    return name in RUN_FILES or re.fullmatch(r"piped-text-\d+(\.\w+)?", name)
 
 
 def remove_run_files(out):
@@ -317,7 +317,9 @@ def prepare_text(out, options, encoder, n_ctx, record):
     changes = {name: getattr(options, name) for name in corpus.CHANGES}
     path = ids_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = corpus.find_texts(options.text, options.models_dir, path.parent)
+    files = corpus.find_texts(
+        options.text, options.models_dir, path.parent, options.text_column, options.text_key
+    )
     train_parts, val_parts = corpus.split_files(files, options.val_fraction)
     if encoder is None:
         texts = corpus.read_texts(train_parts, **changes)

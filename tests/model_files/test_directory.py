@@ -212,6 +212,12 @@ def test_a_config_is_completed_by_the_defaults_of_transformers(tmp_path):
         "n_inner": 3072,
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
+        "activation_function": "gelu_new",
+        "model_type": "gpt2",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
     }
     (tmp_path / "config.json").write_text('{"n_ctx": 64, "n_embd": 24}')
     config = read_config(tmp_path / "config.json")
@@ -222,11 +228,10 @@ def test_a_config_is_completed_by_the_defaults_of_transformers(tmp_path):
     "key, value",
     [
         ("model_type", "gpt_neo"),
-        ("activation_function", "relu"),
-        ("activation_function", "gelu"),
-        ("scale_attn_weights", False),
-        ("scale_attn_by_inverse_layer_idx", True),
-        ("reorder_and_upcast_attn", True),
+        ("activation_function", "mish"),
+        ("scale_attn_weights", None),
+        ("scale_attn_by_inverse_layer_idx", "yes"),
+        ("reorder_and_upcast_attn", []),
         ("add_cross_attention", True),
         ("n_layer", 0),
         ("n_layer", 2.0),
@@ -294,23 +299,24 @@ def test_a_wrong_tensor_is_named(directory):
     refused(
         lambda t: t.update({wte: t[wte][:, 0]}), r"wte.weight has shape \(257,\), not \(257, 8\)"
     )
-    refused(lambda t: t.update({wte: t[wte].astype(np.float64)}), "wte.weight is float64, not F32")
-    refused(lambda t: t.update({"lm_head.weight": t[wte] + 1}), "lm_head.weight differs from wte")
-    refused(lambda t: t.update({"lm_head.weight": t[wte][1:]}), "lm_head.weight differs from wte")
+    refused(lambda t: t.update({wte: t[wte].astype(np.int64)}), "wte.weight is int64, not F64, F32")
+    refused(
+        lambda t: t.update({"lm_head.weight": t[wte][1:]}), r"lm_head.weight has shape \(256, 8"
+    )
     bias = "transformer.h.1.attn.c_attn.bias"
     refused(lambda t: t.update({bias: t[bias][1:]}), r"bias has shape \(23,\), not \(24,\)")
     refused(lambda t: t.update({"h.1.ln_3.bias": t[bias]}), "'h.1.ln_3.bias' is not part")
-    refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without .*transformer")
+    refused(lambda t: t.update({"wte.weight": t[wte]}), "with and without a prefix")
     configure(directory, tie_word_embeddings=False)
     refused(lambda t: None, "lm_head.weight is missing")
     configure(directory, tie_word_embeddings=True, vocab_size=256)
-    refused(lambda t: None, "the vocabulary has 257 tokens, the model 256")
+    refused(lambda t: None, "the vocabulary has ids up to 256, the model has 256")
 
 
 def test_a_directory_of_openai_is_read():
     vocabulary, hparams, params = load_model(OPENAI)
     expected = {**golden.GPT2, "n_inner": 32, "layer_norm_epsilon": 1e-5, "eos_token_ids": [256]}
-    assert hparams == {**expected, "training": {}}
+    assert hparams == {**expected, "activation_function": "gelu_new", "training": {}}
     assert vocabulary.ids["<|endoftext|>"] == 256 and vocabulary.merges == []
     expected = {
         name: golden.values(name, shape)
@@ -365,13 +371,36 @@ def test_a_checkpoint_may_have_another_name(tmp_path):
     assert bundle_prefix(tmp_path) == tmp_path / "model-1000"
 
 
-def test_a_pickle_and_an_empty_directory_are_refused(directory):
+def test_a_directory_without_weights_is_refused_and_says_what_it_has_instead(directory):
     (directory / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="model holds no model"):
         load_model(directory)
-    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="pytorch_model.bin is a pickle"):
-        load_model(directory)
+    kinds = {
+        "tf_model.h5": "TensorFlow weights",
+        "flax_model.msgpack": "Flax weights",
+        "gpt2-q8.gguf": "GGUF files",
+        "adapter_config.json": "an adapter for another model; merge",
+        "ckpt.pt": "a checkpoint of nanoGPT",
+    }
+    for name, kind in kinds.items():
+        (directory / name).write_bytes(b"x")
+        with pytest.raises(FileNotFoundError, match=f"holds no model: .*; it has {kind}"):
+            load_model(directory)
+        (directory / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_and_a_web_page_are_not_weights(name, directory):
+    (directory / "model.safetensors").unlink()
+    contents = {
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n": "run git lfs pull",
+        b"\n<!doctype html><html></html>": "a web page, not the file: download it again",
+        b"": "damaged or cut off: download it again",
+    }
+    for content, advice in contents.items():
+        (directory / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: not a .*{advice}$"):
+            load_model(directory)
 
 
 def test_an_index_without_its_data_is_not_a_model(tmp_path):

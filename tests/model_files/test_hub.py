@@ -21,6 +21,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import odd_models
 import pytest
 import stand_in
 from conftest import OPENAI, ROOT
@@ -37,7 +38,7 @@ from utils import load_encoder_hparams_and_params as load
 SCHEDULES = int(os.environ.get("FETCH_SCHEDULES", 25))
 SEED = int(os.environ.get("FETCH_SEED", 7))
 KILLS = int(os.environ.get("FETCH_KILLS", 3))
-WEIGHTS, BUNDLE, PAIR = hub.WEIGHTS, hub.BUNDLE, ("vocab.json", "merges.txt")
+(WEIGHTS, INDEX, *_), BUNDLE, PAIR = hub.WEIGHTS_FILES, hub.BUNDLE, ("vocab.json", "merges.txt")
 AGAIN = "check the connection and run the same command again"
 GPT2 = hub.SIZES["124M"][0]
 
@@ -165,18 +166,18 @@ def test_a_model_of_four_files_takes_five_requests(name, models_dir, model, serv
     assert name == "124M" or source["commit"] == servers.commit
 
 
-def test_a_download_runs_six_modules_of_model_files(models_dir, servers):
+def test_a_download_runs_seven_modules_of_model_files(models_dir, servers):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import utils; "
     code += f"utils.load_encoder_hparams_and_params('owner/name', {str(models_dir)!r}); "
     code += "print(*(name for name in sys.modules if name.startswith('model_files')))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = {name.removeprefix("model_files.") for name in run.stdout.split()}
     expected = {"model_files", "hub", "files", "vocabulary", "directory", "safetensors"}
-    assert names - {"parameters", "added_tokens"} == expected
+    assert names - {"added_tokens"} == expected | {"architecture"}
 
 
 def test_an_unknown_name_causes_no_request(models_dir, servers):
-    for name in ("125M", "gpt2", "124m"):
+    for name in ("125M", "gpt3", "124m"):
         assert "give a size (124M, 355M, 774M, 1558M)" in fails(name, models_dir)
     for name in ("../124M", "a/../b", "a/b/c", "~", "..", "C:x", "/nosuch", "owner/name@../x", ""):
         fails(name, models_dir / "x")
@@ -212,7 +213,7 @@ def test_shards_and_a_tokenizer_json_are_a_complete_model(models_dir, model, ser
         shard = f"model-0000{i + 1}-of-00002.safetensors"
         servers.files[f"owner/name/{shard}"] = (models_dir.parent / "shard").read_bytes()
         weight_map |= dict.fromkeys(half, shard)
-    servers.files[f"owner/name/{hub.INDEX}"] = json.dumps({"weight_map": weight_map}).encode()
+    servers.files[f"owner/name/{INDEX}"] = json.dumps({"weight_map": weight_map}).encode()
     write_weights = model_directory.write_weights
 
     def watched(path, tensors):
@@ -609,7 +610,7 @@ def test_no_name_and_no_header_of_a_server_reaches_the_terminal_or_another_direc
     del servers.files[f"owner/name/{WEIGHTS}"]
     for name in evil:
         index = {"weight_map": {"wte.weight": name}}
-        servers.files[f"owner/name/{hub.INDEX}"] = json.dumps(index).encode()
+        servers.files[f"owner/name/{INDEX}"] = json.dumps(index).encode()
         assert "weight_map does not map tensors to names" in fails("owner/name@v1", models_dir)
     headers = {
         "X-Error-Code": "\x1b[2J",
@@ -659,10 +660,8 @@ def test_a_renamed_repository_and_a_revision_with_slashes(models_dir, model, ser
     [
         (["adapter_config.json"], "has no config.json: it has an adapter for another model"),
         (["model-Q8_0.gguf"], "has no config.json: it has GGUF files"),
-        (
-            ["config.json", *PAIR, "pytorch_model.bin"],
-            f"has no {WEIGHTS}: its weights are a pickle",
-        ),
+        (["config.json", *PAIR, "tf_model.h5"], f"has no {WEIGHTS}: it has TensorFlow weights"),
+        (["config.json", *PAIR, "flax_model.msgpack"], f"has no {WEIGHTS}: it has Flax weights"),
         (["config.json", *PAIR, "model-Q8_0.gguf"], f"has no {WEIGHTS}: it has GGUF files"),
         (["config.json", "vocab.json", WEIGHTS], "has no merges.txt: it does not have the files"),
         (["README.md"], "has no config.json: it does not have the files of a model"),
@@ -679,7 +678,7 @@ def test_a_repository_without_a_model_is_explained(files, line, models_dir, mode
     "file,data,line",
     [
         ("config.json", b'{"model_type": "llama"}', "config.json: model_type is 'llama'"),
-        ("vocab.json", b'{"a": 1}', "vocab.json or merges.txt: the ids of 1 tokens are not 0 to 0"),
+        ("vocab.json", b'{"a": -1}', "vocab.json or merges.txt: an id is not between 0"),
         ("tokenizer.json", b'{"model": {"type": "WordPiece"}}', "tokenizer.json: not a byte-level"),
     ],
 )
@@ -688,6 +687,41 @@ def test_no_weights_of_another_architecture_are_downloaded(file, data, line, mod
     message = fails("owner/name", models_dir)
     assert line in message and "incomplete" not in message and not list(models_dir.glob("*"))
     assert not contents(servers) and (file != "config.json" or len(servers.log) == 3)
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_weights_in_pickles_are_downloaded_and_verified(in_shards, models_dir, model, servers):
+    del servers.files[f"owner/name/{WEIGHTS}"]
+    tensors = {f"transformer.{name}": x for name, x in flatten(model[1]).items()}
+    files = {"pytorch_model.bin": tensors}
+    if in_shards:
+        names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+        weight_map = {name: names[i % 2] for i, name in enumerate(tensors)}
+        index = json.dumps({"weight_map": weight_map}).encode()
+        servers.files["owner/name/pytorch_model.bin.index.json"] = index
+        files = {
+            file: {name: x for name, x in tensors.items() if weight_map[name] == file}
+            for file in names
+        }
+    for file, part in files.items():
+        odd_models.torch_save(models_dir.parent / file, part)
+        servers.files[f"owner/name/{file}"] = (models_dir.parent / file).read_bytes()
+    check("owner/name", models_dir, model)
+    assert (models_dir / "owner--name" / WEIGHTS).exists()  # installed as safetensors
+    assert not list((models_dir / "owner--name").glob("*.bin"))
+
+
+def test_safetensors_are_preferred_to_a_pickle(models_dir, model, servers):
+    servers.files["owner/name/pytorch_model.bin"] = b"another model"
+    check("owner/name", models_dir, model)
+    assert not [line for line in servers.log if "pytorch_model" in str(line)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "https://huggingface.co/gpt2"])
+def test_the_name_of_a_tutorial_is_a_released_size(name, models_dir, model, servers):
+    expected, loaded = flatten(model[1]), flatten(load(name, models_dir)[2])
+    assert all(np.array_equal(x, loaded[tensor]) for tensor, x in expected.items())
+    assert (models_dir / "124M" / WEIGHTS).exists()
 
 
 def test_a_server_without_a_list_of_files_is_recognized(models_dir, model, servers, monkeypatch):
@@ -989,7 +1023,7 @@ def test_a_model_says_its_size_first_and_then_its_speed(models_dir, servers, sta
     names = (f"transformer.{name}" for name in flatten(start.model[1]))
     index = {"weight_map": dict.fromkeys(names, shard)}
     servers.files[f"owner/name/{shard}"] = weights
-    servers.files[f"owner/name/{hub.INDEX}"] = json.dumps(index).encode()
+    servers.files[f"owner/name/{INDEX}"] = json.dumps(index).encode()
     servers.pace = 0.02
     states = on_terminal(CLIENT, models_dir)
     first = f"downloading owner/name (2 MB) from {servers.hub[7:]} to {models_dir / 'owner--name'}"
@@ -1053,7 +1087,7 @@ def test_shards_and_a_tokenizer_json_are_a_complete_snapshot(snapshot):
     for name in "vocab.json", WEIGHTS:
         (snapshot / name).unlink()
     weight_map = {"a": "a.safetensors", "b": "b.safetensors"}
-    (snapshot / hub.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (snapshot / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     for name in "tokenizer.json", "a.safetensors", "b.safetensors":
         assert utils.find_cached("owner/name", "main") is None
         (snapshot / name).touch()

@@ -43,7 +43,7 @@ def test_a_text_in_which_no_word_ends_is_cut_into_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 50)
     monkeypatch.setattr(corpus, "MAX_REST", 100)
     path, end = tmp_path / "text", "<|endoftext|>"
-    for text in "é字x" * 200, " " * 900, "\r\n" * 400, f"{'x' * 37}{end}" * 30, "<" * 700:
+    for text in "é字x" * 200, " " * 900, " \n" * 400, f"{'x' * 37}{end}" * 30, "<" * 700:
         for start in range(3):
             path.write_text(text[start:], encoding="utf-8", newline="")
             pieces = pieces_of(path)
@@ -131,10 +131,9 @@ def test_the_end_is_held_out_and_no_character_is_cut(tmp_path):
 
 
 def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "full").write_text("text")
     (tmp_path / "empty").touch()
     with pytest.raises(ValueError, match="empty: the file is empty"):
-        corpus.split_files([tmp_path / "full", tmp_path / "empty"], 0.1)
+        corpus.split_files([tmp_path / "empty"], 0.1)
 
 
 def test_files_are_separated_and_their_ids_are_counted(tmp_path):
@@ -256,7 +255,8 @@ def test_endoftext_and_a_line_break_after_it_are_a_boundary(block, small, tmp_pa
     path.write_bytes(STORIES.encode())
     texts = ["", "é low\n", "slow lower", "\n", "", " x"]
     assert ids_of([path], small) == with_ends(small, *texts)
-    assert ids_of([path], small, literal_endoftext=True) == small.encode(STORIES)
+    literal = ids_of([path], small, literal_endoftext=True)
+    assert literal == small.encode(STORIES.replace("\r\n", "\n"))
     assert small.eot not in small.encode(STORIES)
     path.write_bytes(STORIES.replace("low", "LOW").encode())
     options = {"lowercase": True, "stopwords": ["endoftext"]}

@@ -52,6 +52,8 @@ EXPECTED = {
     "seed": 0,
     "threads": os.cpu_count(),
     "val_fraction": 0.1,
+    "text_column": None,
+    "text_key": "text",
     "lowercase": False,
     "stopwords": [],
     "literal_endoftext": False,
@@ -130,7 +132,7 @@ def test_a_model_is_loaded_once_and_returned(unbroken, monkeypatch):
     monkeypatch.setattr(
         training.options,
         "load_encoder_hparams_and_params",
-        lambda *args: calls.append(args) or load(*args),
+        lambda *args, **options: calls.append(args) or load(*args, **options),
     )
     args = "--out", "out", "--init_from", unbroken[0]
     options, (encoder, hparams, params) = resolve_options(given(*args))
