@@ -33,24 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
+import gpt2
 from fast import Drafts, product
-from gpt2 import (
-    Sampler,
-    attention,
-    check_inputs,
-    check_model,
-    check_number,
-    extend,
-    ffn,
-    layer_norm,
-    linear,
-    log_probability,
-    new_cache,
-    next_window,
-    softmax,
-    split_heads,
-    verify,
-)
 from model_files.files import read_json
 from utils import load_encoder_hparams_and_params as load
 
@@ -100,7 +84,7 @@ class Text:
         n_prompt: rows of the pass that are left for prompts; n_draft: rows for each growing text.
         """
         if len(self.ids) - self.start > self.n_ctx:
-            self.start = next_window(self.start, len(self.ids), self.n_ctx)
+            self.start = gpt2.next_window(self.start, len(self.ids), self.n_ctx)
             self.n_past = 0
         window = self.ids[self.start :]
         self.new, self.draft = window[self.n_past :], []
@@ -120,7 +104,7 @@ class Text:
             self.n_past += len(self.new)
             return
         window = self.ids[self.start :]
-        for id_, row in verify(self.draft, logits, window, self.sampler):
+        for id_, row in gpt2.verify(self.draft, logits, window, self.sampler):
             self.ids.append(id_)
             yield id_, row
         self.n_past = len(self.ids) - self.start - 1
@@ -137,31 +121,32 @@ def gpt2_many(texts, wte, wpe, blocks, ln_f, hparams, lm_head=None):  # -> [n_lo
     positions = np.concatenate([text.n_past + np.arange(len(text.new)) for text in texts])
     x = wte[ids] + wpe[positions]  # [n] -> [n, e], one text after the other
     for i, block in enumerate(blocks):
-        y = layer_norm(x, **block["ln_1"], eps=eps)
+        y = gpt2.layer_norm(x, **block["ln_1"], eps=eps)
         x += mha_many(y, **block["attn"], n_head=n_head, layer=i, texts=texts, rows=rows)
-        x += ffn(layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"], hparams=hparams)
+        x += gpt2.ffn(gpt2.layer_norm(x, **block["ln_2"], eps=eps), **block["mlp"], hparams=hparams)
     last = np.concatenate([np.arange(end - text.n_logits, end) for text, end in zip(texts, ends)])
-    return product(layer_norm(x[last], **ln_f, eps=eps), (wte if lm_head is None else lm_head).T)
+    x = gpt2.layer_norm(x[last], **ln_f, eps=eps)
+    return product(x, (wte if lm_head is None else lm_head).T)
 
 
 def mha_many(x, c_attn, c_proj, n_head, layer, texts, rows):  # [n, e] -> [n, e]
     """Apply gpt2.mha to the rows of each text. rows: the slice of x for each text."""
-    qkv = linear(x, **c_attn)  # [n, 3e]
+    qkv = gpt2.linear(x, **c_attn)  # [n, 3e]
     y = np.empty_like(x)
     single_rows, queries, keys, values = [], [], [], []  # for texts with a single new id
     for text, part in zip(texts, rows):
-        q, k, v = split_heads(qkv[part], n_head)  # three times [h, m, d]
-        k, v = extend(text.cache[layer], text.n_past, k, v)
+        q, k, v = gpt2.split_heads(qkv[part], n_head)  # three times [h, m, d]
+        k, v = gpt2.extend(text.cache[layer], text.n_past, k, v)
         if len(text.new) == 1:
             single_rows.append(part.start)
             queries.append(q)
             keys.append(k)
             values.append(v)
         else:
-            y[part] = attention(q, k, v).swapaxes(0, 1).reshape(len(text.new), -1)
+            y[part] = gpt2.attention(q, k, v).swapaxes(0, 1).reshape(len(text.new), -1)
     if single_rows:
         y[single_rows] = attention_many(np.stack(queries), keys, values).reshape(-1, x.shape[1])
-    return linear(y, **c_proj)
+    return gpt2.linear(y, **c_proj)
 
 
 def attention_many(q, keys, values):  # -> [t, h, 1, d]
@@ -177,7 +162,7 @@ def attention_many(q, keys, values):  # -> [t, h, 1, d]
     scores = np.full((*q.shape[:3], n_keys), -np.inf, np.float32)  # [t, h, 1, n_keys]
     for i, k in enumerate(keys):
         np.matmul(q[i], k.swapaxes(1, 2), out=scores[i, ..., : k.shape[1]])
-    p = softmax(scores)
+    p = gpt2.softmax(scores)
     y = np.empty_like(q)
     for i, v in enumerate(values):
         np.matmul(p[i, ..., : v.shape[1]], v, out=y[i])
@@ -198,7 +183,7 @@ def continuations(next_text, params, hparams, batch_size):
                 next_one = next_text(wait=not texts)
             if next_one is None or not fits_in_memory(next_one, texts, hparams):
                 break
-            next_one.cache = new_cache(min(next_one.end, next_one.n_ctx), hparams)
+            next_one.cache = gpt2.new_cache(min(next_one.end, next_one.n_ctx), hparams)
             texts.append(next_one)
             next_one = None
         if not texts:
@@ -240,15 +225,15 @@ def generate_many(prompts, params, hparams, n_tokens=None, batch_size=BATCH_SIZE
     prompts: an iterable of lists of ids. An iterator is read as its prompts are needed, and each
     prompt is checked then. ValueError if an argument is wrong.
     """
-    check_model(params, hparams)
-    check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
-    check_number("batch_size", batch_size, 1, kind=numbers.Integral, optional=False)
-    Sampler(**sampling)  # checks the options
+    gpt2.check_model(params, hparams)
+    gpt2.check_number("n_tokens", n_tokens, 0, kind=numbers.Integral)
+    gpt2.check_number("batch_size", batch_size, 1, kind=numbers.Integral, optional=False)
+    gpt2.Sampler(**sampling)  # checks the options
     if not isinstance(prompts, Iterable):
         raise ValueError(f"prompts is {prompts!r}: it must be a list of lists of ids")
-    checked = (check_inputs(ids, params, hparams) for ids in prompts)
+    checked = (gpt2.check_inputs(ids, params, hparams) for ids in prompts)
     numbered = enumerate(list(checked) if hasattr(prompts, "__len__") else checked)
-    texts = (Text(ids, n_tokens, Sampler(**sampling), hparams, i) for i, ids in numbered)
+    texts = (Text(ids, n_tokens, gpt2.Sampler(**sampling), hparams, i) for i, ids in numbered)
     steps = continuations(lambda wait: next(texts, None), params, hparams, batch_size)
     eos_token_ids = {None, *hparams["eos_token_ids"]}
     return ((text.name, id_) for text, id_, _ in steps if id_ not in eos_token_ids)
@@ -320,7 +305,7 @@ class Jobs:
             return
         n_max = None if args.n_tokens < 0 else args.n_tokens
         for sample in range(args.n_samples):
-            sampler = Sampler(**args.sampling)
+            sampler = gpt2.Sampler(**args.sampling)
             if sample > 0:  # Each sample derives its own random numbers from the same seed.
                 sequence = np.random.SeedSequence(sampler.seed, spawn_key=(sample,))
                 sampler.rng = np.random.default_rng(sequence)
@@ -359,10 +344,10 @@ class Jobs:
             args.stop = [args.stop]
         if not isinstance(args.stop, list) or not all(x and isinstance(x, str) for x in args.stop):
             raise ValueError("stop must be a text or a list of texts, none of them empty")
-        check_number("n_tokens", args.n_tokens, -1, kind=numbers.Integral)
+        gpt2.check_number("n_tokens", args.n_tokens, -1, kind=numbers.Integral)
         args.sampling = sampling_options(args)
         # All samples of a line share a seed, even if it is chosen at random.
-        args.sampling["seed"] = Sampler(**args.sampling).seed
+        args.sampling["seed"] = gpt2.Sampler(**args.sampling).seed
         return args
 
     def next_number(self, n_bytes):
@@ -375,7 +360,7 @@ class Jobs:
         """Take a step of continuations: add an id to its completion, or print a finished one."""
         job = text.name
         if id_ is not None:
-            job.completion.add(id_, log_probability(logits, id_))
+            job.completion.add(id_, gpt2.log_probability(logits, id_))
             text.over = job.completion.ended != "length"
             return
         self.n_tokens -= text.end - len(text.ids)  # It ended early: these will not come.

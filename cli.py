@@ -217,8 +217,9 @@ def typed_lines():
 def converse(answer, conversation=None):
     """Call answer(prompt) for each line that is typed. Ctrl-C ends an answer."""
     for prompt in typed_lines():
-        if conversation and prompt.strip() == "/reset":
-            conversation.turns.clear()
+        if conversation and prompt.strip() in ("", "/reset"):
+            if prompt.strip():
+                conversation.turns.clear()
             continue
         try:
             answer(prompt)
@@ -234,7 +235,7 @@ def ask(question):
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.rstrip("\n")
+    return line.rstrip("\r\n")
 
 
 def open_streams():
@@ -336,26 +337,29 @@ def warn_of_repetition(ids):
 
 class Conversation:
     """The ids of a conversation. Each turn and each answer ends with an end-of-text token, as when
-    DialoGPT was trained (Zhang et al. 2020). When the context is full, the oldest are forgotten."""
+    DialoGPT was trained (Zhang et al. 2020). n_tokens: the length of an answer, -1 without limit.
+    """
 
-    def __init__(self, encoder, hparams, n_tokens):
+    def __init__(self, hparams, n_tokens):
         if not hparams["eos_token_ids"]:
             raise ValueError("--chat needs a model with an end-of-text token")
-        self.encoder, self.n_ctx, self.eos = encoder, hparams["n_ctx"], hparams["eos_token_ids"][0]
+        self.eos, n_ctx = hparams["eos_token_ids"][0], hparams["n_ctx"]
         self.turns = []
-        # An answer of n_tokens must fit into the context, too.
-        self.room = self.n_ctx - n_tokens if 0 <= n_tokens < self.n_ctx else self.n_ctx // 2
+        self.room = n_ctx - (n_tokens if 0 <= n_tokens < n_ctx // 2 else n_ctx // 2)
 
-    def inputs(self, text):
-        """Add a turn. Return the ids of the conversation, from the oldest turn that fits on."""
-        self.add(self.encoder.encode(text))
-        while len(self.turns) > 1 and sum(map(len, self.turns)) > self.room:
+    def inputs(self, ids):
+        """Return the ids of the conversation with a new turn. The oldest turns are forgotten if
+        the context has no room for them and an answer."""
+        n_left, turn = self.room - len(ids) - 1, [*ids, self.eos]
+        if sum(map(len, self.turns)) > max(n_left, 0) or n_left < 0:
+            say(f"the model sees only the last {self.room} tokens: what came before is forgotten")
+        while self.turns and sum(map(len, self.turns)) > n_left:
             del self.turns[0]
-        return [id_ for turn in self.turns for id_ in turn][-self.room :]
+        return [*(id_ for earlier in self.turns for id_ in earlier), *turn][-self.room :]
 
-    def add(self, ids):
-        """Add a turn or an answer."""
-        self.turns.append([*ids, self.eos])
+    def add(self, ids, answer):
+        """Add a turn and its answer."""
+        self.turns += [*ids, self.eos], [*answer, self.eos]
 
 
 class Completion:

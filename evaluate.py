@@ -223,7 +223,10 @@ def parser():
     add("text", nargs="+", help=corpus.TEXT_HELP)
     cli.add_model_options(parser)
     cli.add_vocabulary_options(parser)
-    stride_help = "windows start N tokens apart; less is slower, with more context (half a window)"
+    stride_help = (
+        "windows start N tokens apart, at most one less than their length; less is slower, "
+    )
+    stride_help += "with more context (half a window)"
     add("--stride", type=cli.number(int, 1), metavar="N", help=stride_help)
     tail_help = "measure the last part only, such as the 0.1 that train.py holds out (1)"
     add("--val_fraction", type=share, default=1.0, metavar="SHARE", help=tail_help)
@@ -243,9 +246,7 @@ def work(args):
     if args.lines and args.val_fraction < 1:
         raise cli.UsageError("--val_fraction has no effect with --lines: leave one of them out")
     if args.special_tokens and args.literal_endoftext:
-        raise cli.UsageError(
-            "--special_tokens contradicts --literal_endoftext: leave one of them out"
-        )
+        raise cli.UsageError("--special_tokens contradicts --literal_endoftext: leave one out")
     if args.verbose and not args.lines:
         raise cli.UsageError("--verbose shows the tokens of a line: it needs --lines")
     model = load_encoder_hparams_and_params(args.model_size, args.models_dir, args.tokenizer)

@@ -127,7 +127,7 @@ def make_page(ids, encoder, hparams, params, args):
         "hparams": {name: x for name, x in hparams.items() if name != "training"},
         "ids": ids,
         "n_prompt": n_prompt,
-        "n_cut": max(0, len(encoder.encode(args.prompt)) - n_prompt),
+        "n_cut": max(0, len(encoder.encode(args.prompt, args.special_tokens)) - n_prompt),
         "beyond": beyond,
         "ended": completion.ended,
         "sampling": {**args.sampling, "temperature": sampler.temperature, "seed": sampler.seed},

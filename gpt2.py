@@ -441,19 +441,17 @@ def work(args):
     model = load_encoder_hparams_and_params(args.model_size, args.models_dir, args.tokenizer)
     args.loading = time.perf_counter() - start
     cli.warn_of_training(args.model_size, model[1])
-    if args.chat:
-        chat = cli.Conversation(*model[:2], args.n_tokens_to_generate)
-        cli.converse(
-            lambda prompt: chat.add(complete(prompt, chat.inputs(prompt), *model, args)), chat
-        )
-        return
+    chat = cli.Conversation(model[1], args.n_tokens_to_generate) if args.chat else None
 
     def answer(prompt):
-        inputs = cli.prompt_ids(prompt, *model[:2], args.special_tokens)
-        complete(prompt, inputs, *model, args)
+        ids = cli.prompt_ids(prompt, *model[:2], args.special_tokens)
+        if chat:
+            chat.add(ids, complete(prompt, chat.inputs(ids), *model, args))
+        else:
+            complete(prompt, ids, *model, args)
 
-    if args.prompt is None and sys.stdin.isatty():
-        cli.converse(answer)
+    if chat or (args.prompt is None and sys.stdin.isatty()):
+        cli.converse(answer, chat)
     else:
         answer(cli.read_prompt("-" if args.prompt is None else args.prompt))
 

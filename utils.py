@@ -36,9 +36,9 @@ ALIASES = {  # the names of tutorials; the hub still redirects from them
 }
 WORD = r"[A-Za-z0-9][\w.-]*"
 REPO = f"({WORD}/{WORD})(?:@({WORD}(?:/{WORD})*))?"  # owner/name@revision, such as a/b@refs/pr/1
-PAGE = r"""
+PAGE = rf"""
     (?:https?://)?(?P<host>[^/]+)
-    /(?!api/|datasets/|spaces/)(?P<repo>(?:gpt2(?:-(?:medium|large|xl))?|distilgpt2)(?=[/?#]|$)|[^/?#]+/[^/?#]+)
+    /(?!api/|datasets/|spaces/)(?P<repo>(?:{"|".join(ALIASES)})(?=[/?#]|$)|[^/?#]+/[^/?#]+)
     (?:/(?:tree|blob|resolve|commit)/(?P<revision>refs/[^/?#]+/[^/?#]+|[^/?#]+))?
     (?:[/?#].*)?  # a file in it, a tab of the page
 """
@@ -61,6 +61,8 @@ def load_encoder_hparams_and_params(model_size, models_dir, tokenizer=None, only
     """
     model_size = resolve_alias(model_size, Path(models_dir))
     directory = find_model(model_size, Path(models_dir))
+    if tokenizer is not None and holds_vocabulary(directory):
+        raise ValueError(f"{directory} has a vocabulary of its own: leave out --tokenizer")
     other = None if tokenizer is None else load_encoder(tokenizer, models_dir).vocabulary
     is_released = model_size in SIZES
     vocabulary, hparams, params = load_model(directory, is_released, other, only_plain)
@@ -125,7 +127,9 @@ def find_model(name, models_dir, only_vocabulary=False):
     if not can_be_fetched:
         raise UnknownModel(describe_models(name, models_dir))
     repo, revision = SIZES[name] if name in SIZES else on_hub.groups(default="main")
-    if cached := find_cached(repo, revision):
+    # A released size has one content, although the hub's main may have had another commit.
+    cached = find_cached(repo, revision) or (name in SIZES and find_cached(repo, "main"))
+    if cached:
         return cached
     directory = models_dir / name.replace("/", "--")
     fetch(name, repo, revision, directory, only_vocabulary)
@@ -136,12 +140,12 @@ def find_cached(repo, revision):
     """Return the directory in Hugging Face's cache that has all of a repository, or None."""
     variable = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HUGGINGFACE_HUB_CACHE"
     cache = hugging_face_path(variable, "hub")
-    for alias, name in ALIASES.items():  # from_pretrained("gpt2") keeps it as models--gpt2
-        if repo in (name, SIZES.get(name, [None])[0]):
-            found = find_snapshot(cache / f"models--{alias}", revision)
-            if found:
-                return found
-    return find_snapshot(cache / f"models--{repo.replace('/', '--')}", revision)
+    aliases = (x for x, name in ALIASES.items() if repo in (name, SIZES.get(name, [""])[0]))
+    for name in (*aliases, repo):  # from_pretrained("gpt2") keeps it as models--gpt2
+        found = find_snapshot(cache / f"models--{name.replace('/', '--')}", revision)
+        if found:
+            return found
+    return None
 
 
 def find_snapshot(cache, revision):
@@ -166,7 +170,7 @@ def name_of(address):
 
 def describe_models(name, models_dir):
     """Return a line that says which names of models are possible."""
-    if os.path.isdir(name):
+    if os.path.exists(name):
         return f"unknown model {name!r}: did you mean ./{name}?"
     paths = [path for models in (models_dir, MODELS) for path in models.glob("*")]
     here = sorted({path.name for path in paths if holds_model(path)})

@@ -1,7 +1,7 @@
 """Turn the checkpoints of other programs into a plain GPT-2, as far as that is possible.
 
 Programs give the tensors other names, and some models scale the scores of attention differently.
-Both can be undone here. Only an activation and an output head of a model's own are kept.
+Both can be undone here. Another activation and a separate output head cannot, so they stay.
 """
 
 import math
@@ -19,50 +19,48 @@ ACTIVATION_NAMES = {  # transformers has several names for one function: {name: 
     "relu": "relu",
     "tanh": "tanh",
 }
-PREFIX = re.compile(r"((module|_orig_mod|transformer)\.)+")  # Programs put these before a name.
-PARTS = re.compile(r"(wte|wpe|h|ln_f|lm_head)\.")  # These are the parts of a language model.
-CLASSIFIERS = re.compile(r"(score|classifier|qa_outputs)\.")  # These are heads of classifiers.
+# The parts of a language model. Programs put transformer, module, _orig_mod and so on before them.
+PART = re.compile(r"(?:\w+\.)*?((?:wte|wpe|h|ln_f|lm_head)\..+)")
+CLASSIFIER = re.compile(r"(?:\w+\.)*?(?:score|classifier|qa_outputs)\.")  # a classifier's head
 
 
 def strip_names(directory, tensors, config):
     """Return the tensors of the language model, by their names without prefixes."""
     kept = [name for name in tensors if not re.search(r"\.attn\.(masked_)?bias$", name)]
-    bare = {PREFIX.sub("", name, 1): tensors[name] for name in kept}
-    if len(bare) < len(kept):
+    bare = {match[1]: tensors[match[0]] for match in map(PART.fullmatch, kept) if match}
+    others = [name for name in kept if not PART.fullmatch(name)]
+    if len(bare) + len(others) < len(kept):
         raise ValueError(f"{directory}: a tensor exists with and without a prefix")
     if "wte.weight" not in bare and "lm_head.weight" in bare and config["tie_word_embeddings"]:
         bare["wte.weight"] = bare["lm_head.weight"]  # The file has it once for both.
     if "lm_head.weight" not in bare:
-        if heads := sorted(filter(CLASSIFIERS.match, bare)):
+        if heads := sorted(filter(CLASSIFIER.match, others)):
             kind = f"it has {heads[0]} and no lm_head.weight"
             raise ValueError(f"{directory} is a classifier, not a language model: {kind}")
         if not config["tie_word_embeddings"]:
             raise ValueError(f"{directory}: tensor lm_head.weight is missing, and not tied to wte")
     elif "wte.weight" in bare and are_equal(bare["lm_head.weight"], bare["wte.weight"]):
         del bare["lm_head.weight"]
-    left_out = [name for name in bare if not PARTS.match(name)]
-    if left_out and "wte.weight" in bare:
-        say(f"{directory}: only the language model is loaded, without {', '.join(left_out):.200}")
-    return {name: x for name, x in bare.items() if PARTS.match(name)}
+    if others and "wte.weight" in bare:
+        say(f"{directory}: only the language model is loaded, without {', '.join(others):.200}")
+    return bare
 
 
 def are_equal(x, y):
     """Return whether two matrices have the same numbers. They may be larger than memory."""
+    if x.shape != y.shape:
+        return False
     pieces = (slice(i, i + 1024) for i in range(0, len(x), 1024))
-    return x.shape == y.shape and all(np.array_equal(widen(x[i]), widen(y[i])) for i in pieces)
+    return all(np.array_equal(widen(x[i]), widen(y[i])) for i in pieces)
 
 
 def check_plain(directory, hparams, tensors):
     """Raise ValueError if gpt2_pico.py and train.py, which know only GPT-2, cannot run a model."""
-    if hparams["activation_function"] != "gelu_new":
-        fault = f"its activation_function is {hparams['activation_function']}"
-    elif "lm_head.weight" in tensors:
-        fault = "its output head is not wte"
-    else:
-        return
-    raise ValueError(
-        f"{directory}: {fault}, which only gpt2.py, batch.py, evaluate.py and explain.py know"
-    )
+    known_by = "which only gpt2.py, batch.py, evaluate.py and explain.py know"
+    if (activation := hparams["activation_function"]) != "gelu_new":
+        raise ValueError(f"{directory}: its activation_function is {activation}, {known_by}")
+    if "lm_head.weight" in tensors:
+        raise ValueError(f"{directory}: its output head is not wte, {known_by}")
 
 
 def fold_scale(config, tensors):

@@ -16,14 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_files import END_OF_TEXT
-from model_files.architecture import (
-    ACTIVATION_NAMES,
-    check_plain,
-    fold_scale,
-    from_openai,
-    strip_names,
-)
+from model_files import END_OF_TEXT, architecture
 from model_files.files import (
     check_space,
     open_regular,
@@ -162,8 +155,7 @@ def other_kind(names):
 
 def holds_model(directory):
     """Return whether a directory holds weights, which are always the last file to be written."""
-    has_weights = any((directory / name).is_file() for name in WEIGHTS_FILES)
-    return has_weights or bundle_prefix(directory) is not None
+    return weights_file(directory) is not None or bundle_prefix(directory) is not None
 
 
 def is_complete(directory):
@@ -201,7 +193,7 @@ def load_model(directory, is_released=False, vocabulary=None, only_plain=False):
     directory = Path(directory)
     vocabulary, hparams, tensors = read_model(directory, is_released, vocabulary)
     if only_plain:
-        check_plain(directory, hparams, tensors)
+        architecture.check_plain(directory, hparams, tensors)
     hparams["training"] = read_training(directory)
     tensors = {name: widen(x) for name, x in tensors.items()}
     for name, x in tensors.items():
@@ -223,14 +215,14 @@ def read_model(directory, is_released=False, vocabulary=None):
         path = directory / "config.json"
         config = read_config(path)
         eos_token_ids = read_eos(directory, config, is_released)
-        tensors = strip_names(directory, read_weights(directory), config)
+        tensors = architecture.strip_names(directory, read_weights(directory), config)
     else:
         from model_files.tensor_bundle import read_tensor_bundle  # Few directories need it.
 
         path = directory / "hparams.json"
         config = read_config(path)
         eos_token_ids = [vocabulary.ids.get(END_OF_TEXT)]
-        tensors = from_openai(read_tensor_bundle(prefix))
+        tensors = architecture.from_openai(read_tensor_bundle(prefix))
     hparams = {
         "n_vocab": config["vocab_size"],
         "n_ctx": config["n_positions"],
@@ -245,7 +237,7 @@ def read_model(directory, is_released=False, vocabulary=None):
         raise ValueError(f"{directory}: the vocabulary has {sizes}; take both from the same model")
     check_sizes(path, config, tensors)
     tensors = check_tensors(directory, hparams, tensors)
-    return vocabulary, hparams, fold_scale(config, tensors)
+    return vocabulary, hparams, architecture.fold_scale(config, tensors)
 
 
 def read_config(path):
@@ -255,16 +247,18 @@ def read_config(path):
     for old_name, name in (("n_ctx", "n_positions"), ("n_vocab", "vocab_size")):
         if name not in config and old_name in config:
             config[name] = config[old_name]
+    if config.get("quantization_config"):
+        raise ValueError(f"{path}: the weights are quantised; use the model they were made from")
     for name, values in ARCHITECTURE.items():
         if config.get(name, values[0]) not in values:
             fault = f"only {' or '.join(map(repr, values))} is supported"
             raise ValueError(f"{path}: {name} is {config[name]!r:.40}; {fault}")
     config = {**DEFAULTS, **{name: values[0] for name, values in ARCHITECTURE.items()}, **config}
     activation = config["activation_function"]
-    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
-        known = ", ".join(ACTIVATION_NAMES)
+    if not isinstance(activation, str) or activation not in architecture.ACTIVATION_NAMES:
+        known = ", ".join(architecture.ACTIVATION_NAMES)
         raise ValueError(f"{path}: activation_function is {activation!r:.40}, not one of {known}")
-    config["activation_function"] = ACTIVATION_NAMES[activation]
+    config["activation_function"] = architecture.ACTIVATION_NAMES[activation]
     if config["n_inner"] is None and type(config["n_embd"]) is int:
         config["n_inner"] = 4 * config["n_embd"]
     for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "n_inner"):
@@ -352,7 +346,7 @@ def read_weight_map(index):
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) and SHARD.fullmatch(file) for file in weight_map.values()
     ):
-        raise ValueError(f"{index}: weight_map does not map tensors to names of .safetensors files")
+        raise ValueError(f"{index}: weight_map does not map tensors to names of files of weights")
     n_files = len(set(weight_map.values()))
     if n_files > MAX_SHARDS:
         raise ValueError(f"{index}: weight_map names {n_files} files; the limit is {MAX_SHARDS}")

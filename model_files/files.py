@@ -53,7 +53,7 @@ def read_json(path, data=None):
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged JSON: {error}") from None
+        raise ValueError(f"{path}: damaged JSON: {describe(data, error)}") from None
     return content
 
 
@@ -65,15 +65,13 @@ def open_regular(path):
     return open(path, "rb")
 
 
-def describe(path):
-    """Return what a file is that should hold weights, and does not begin as they do."""
-    with open_regular(path) as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
+def describe(data, fault="damaged or cut off: download it again"):
+    """Return what the bytes of a file are that cannot be read. fault: what they are otherwise."""
+    if data.startswith(b"version https://git-lfs"):
         return "a pointer of git-lfs, not the file itself: run git lfs pull"
-    if start.lstrip()[:1] == b"<":
+    if data.lstrip().startswith(b"<"):
         return "a web page, not the file: download it again"
-    return "damaged or cut off: download it again"
+    return fault
 
 
 def read_bytes(path, limit=MAX_JSON):

@@ -29,7 +29,9 @@ def read_safetensors(path):
         size = os.path.getsize(path)
         start = 8 + int.from_bytes(file.read(8), "little")
         if not 8 < start <= min(size, MAX_SETTINGS):
-            raise ValueError(f"{path}: not a safetensors file ({size} bytes): {describe(path)}")
+            file.seek(0)
+            fault = describe(file.read(64))
+            raise ValueError(f"{path}: not a safetensors file ({size} bytes): {fault}")
         header = read_json(path, file.read(start - 8))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if max(map(len, header), default=0) > MAX_NAME:

@@ -20,25 +20,32 @@ from model_files.files import MAX_SETTINGS, describe, open_regular
 from model_files.safetensors import DTYPES, MAX_NAME
 
 MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # how the older format begins
-STORAGES = dict(  # {a storage's name in the pickle: its type in safetensors.py}
-    zip(
-        (
-            f"torch {kind}Storage"
-            for kind in "Double Float Half BFloat16 Long Int Byte Bool".split()
-        ),
-        "F64 F32 F16 BF16 I64 I32 U8 BOOL".split(),
-    )
-)
+STORAGES = {  # {the name of a storage in the pickle: its type in safetensors.py}
+    "torch DoubleStorage": "F64",
+    "torch FloatStorage": "F32",
+    "torch HalfStorage": "F16",
+    "torch BFloat16Storage": "BF16",
+    "torch LongStorage": "I64",
+    "torch IntStorage": "I32",
+    "torch ByteStorage": "U8",
+    "torch BoolStorage": "BOOL",
+}
 DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 PARAMETER = "torch._utils _rebuild_parameter"  # takes a tensor and whether it has a gradient
 FUNCTIONS = DICT, TENSOR, PARAMETER
-CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None}
+
+
+class Storage(NamedTuple):
+    """The numbers of a tensor, or of several. kind: one of STORAGES; key: part of a file's name."""
+
+    kind: str
+    key: str
 
 
 class Tensor(NamedTuple):
     """What the pickle says about a tensor. offset and strides count numbers, not bytes."""
 
-    storage: tuple  # "storage", its type, its key, the device it was on, how many numbers it has
+    storage: Storage
     offset: int
     shape: tuple
     strides: tuple
@@ -51,16 +58,18 @@ def read_torch_pickle(path):
     """
     with open_regular(path) as file:
         if file.read(len(MAGIC)) == MAGIC:
-            program = "import sys, torch; f = sys.argv[1]; torch.save(torch.load(f), f)"
+            load = "torch.load(f, map_location='cpu')"
+            program = f"import sys, torch; f = sys.argv[1]; torch.save({load}, f)"
             raise ValueError(
                 f"{path} is in PyTorch's format of before 2020: convert it where PyTorch is "
-                f"installed, with python -c '{program}' {path.name}"
+                f'installed, with python -c "{program}" {path.name}'
             )
         try:
             entries = {info.filename: info for info in zipfile.ZipFile(file).infolist()}
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):
-            fault = f"not a file of torch.save: {describe(path)}"
+            file.seek(0)
+            fault = f"not a file of torch.save: {describe(file.read(64))}"
             raise ValueError(f"{path}: {fault}") from None
     names = [name for name in entries if re.fullmatch("[^/]+/data.pkl", name)]
     if not names:
@@ -89,8 +98,7 @@ def read_tensors(entries, root, mapped):
     for name, x in state_dict.items():
         if len(name) > MAX_NAME or type(x) is not Tensor:
             raise ValueError(f"{name!r:.80} is not a tensor: save model.state_dict() alone")
-        key = x.storage[2]
-        tensors[name] = array(x, contents(entries[f"{root}data/{key}"], mapped))
+        tensors[name] = array(x, contents(entries[f"{root}data/{x.storage.key}"], mapped))
     return tensors
 
 
@@ -109,7 +117,7 @@ def contents(info, mapped):
 
 def array(tensor, data):
     """Return a view of a storage's bytes as the array that the pickle describes."""
-    dtype = DTYPES[STORAGES[tensor.storage[1]]]
+    dtype = DTYPES[STORAGES[tensor.storage.kind]]
     numbers = [tensor.offset, *tensor.shape, *tensor.strides]
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers) or len(tensor.shape) > 16:
         raise ValueError("a tensor has an impossible shape")
@@ -123,8 +131,8 @@ def array(tensor, data):
 def run(program):
     """Return what a pickle builds of dicts, tuples, numbers, text and Tensors.
 
-    A name that it imports stays a text here, and the three functions that it may call are written
-    out below. ValueError if it has another instruction or another name.
+    Names are kept as text, and call does what the three FUNCTIONS would do. Values may be nested so
+    deeply that not even an error may print them. ValueError if it has another instruction or name.
     """
     stack, memo, marks = [], {}, []
 
@@ -141,11 +149,11 @@ def run(program):
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append(CONSTANTS[opcode.name])
-            case "GLOBAL" if argument in FUNCTIONS or argument in STORAGES:
-                stack.append(argument)
+                stack.append(None)  # Nothing here depends on it.
             case "GLOBAL":
-                raise ValueError(f"it names {argument!r:.80}, which no dict of tensors needs")
+                if argument not in (*FUNCTIONS, *STORAGES):
+                    raise ValueError(f"it names {argument!r:.80}, which no dict of tensors needs")
+                stack.append(argument)
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -162,13 +170,15 @@ def run(program):
             case "TUPLE":
                 stack.append(tuple(pop_to_mark()))
             case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                add_items(stack[-1], [key, value])
+                marks.append(len(stack) - 2)
+                add_items(stack[marks[-1] - 1], pop_to_mark())
             case "SETITEMS":
-                items = pop_to_mark()
-                add_items(stack[-1], items)
-            case "BINPERSID":  # a storage; array looks at it
-                stack.append(tuple(stack.pop()))
+                add_items(stack[marks[-1] - 1], pop_to_mark())
+            case "BINPERSID":
+                _, kind, key, _, _ = stack.pop()  # with the device and the number of numbers
+                if type(kind) is not str or type(key) is not str:
+                    raise ValueError("a storage has no name")
+                stack.append(Storage(kind, key))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(call(function, arguments))
@@ -191,8 +201,8 @@ def call(function, arguments):
     """Return what one of the FUNCTIONS would return."""
     if function == DICT and arguments == ():
         return {}
-    if function == TENSOR:
+    if function == TENSOR and type(arguments[0]) is Storage:
         return Tensor(*arguments[:4])
     if function == PARAMETER:
         return arguments[0]
-    raise ValueError(f"it calls {function!r:.80}, which no dict of tensors needs")
+    raise ValueError("it has a call that no dict of tensors needs")

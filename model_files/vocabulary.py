@@ -126,6 +126,8 @@ def find_files(directory, is_released):
     path = directory / "tokenizer_config.json"
     if path.exists():
         check_class(path, read_json(path).get("tokenizer_class"))
+    for path in (*directory.glob("vocab.txt"), *directory.glob("*.model")):  # SentencePiece's
+        raise ValueError(f"{path} is not of GPT-2's tokenizer, and no other is supported")
     raise FileNotFoundError(
         f"{directory} has no vocab.json with merges.txt, no encoder.json with vocab.bpe and no "
         "tokenizer.json: copy them from where the model was trained, or give --tokenizer MODEL"
@@ -192,12 +194,13 @@ def read_tokenizer(path, file):
     """Return the ids and merges of a tokenizer.json. ValueError if its rules are not GPT-2's."""
     try:
         model, post = file["model"], file.get("post_processor")
+        if model.get("type", "BPE") != "BPE":
+            raise ValueError(f"its type is {model['type']}")
         ids = dict(model["vocab"].items())
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
         known = dict(zip(ids, ids))
         merges = [(known[a], known[b]) for a, b in pairs]
         is_usual = {
-            "model.type": model.get("type", "BPE") == "BPE",
             **{f"model.{name}": not model.get(name) for name in UNUSUAL},
             "normalizer": file.get("normalizer") is None,
             "pre_tokenizer": pre_tokenizer(file).get("use_regex", True) is True,

@@ -33,6 +33,7 @@ def main():
     torch.save(collections.OrderedDict(tensors), PLACE / "types.bin")
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
     torch.save(model.state_dict(), PLACE / "module.bin")  # has _metadata
+    save_many()
     torch.save({"a": x}, PLACE / "old.bin", _use_new_zipfile_serialization=False)
     torch.save(model, PLACE / "whole_module.bin")
     torch.save({"model": {"a": x}, "step": 3}, PLACE / "checkpoint.bin")
@@ -40,6 +41,13 @@ def main():
     tensors |= {f"module.{name}": x for name, x in model.state_dict().items()}
     arrays = {name: x.detach().float().numpy() for name, x in tensors.items()}
     np.savez_compressed(PLACE / "numbers.npz", **arrays)
+
+
+def save_many():
+    """Save a dict whose pickle has the instructions for numbers from 256 on, as a model's has."""
+    x = torch.arange(300).half()
+    tensors = {f"from {i}": x[i:] for i in range(40)}
+    torch.save({**tensors, "a": torch.ones(1), "b": torch.zeros(1)}, PLACE / "many.bin")
 
 
 if __name__ == "__main__":

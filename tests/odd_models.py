@@ -320,9 +320,6 @@ MODELS = {
         weights=store(dtype=np.int32), refused=r"wte.weight is int32, not F64"
     ),
     "names without a prefix": Odd(weights=store(prefix="")),
-    "names with another prefix": Odd(
-        weights=store(prefix="model."), refused="tensor wte.weight is missing"
-    ),
     "a name with and without the prefix": Odd(
         weights=store(change=lambda t: t.update({"wte.weight": t["transformer.wte.weight"]})),
         refused="with and without a prefix",
@@ -386,6 +383,10 @@ MODELS = {
     "a classifier of tokens": Odd(
         weights=store(change=other_heads("classifier.weight", "classifier.bias")),
         refused="is a classifier",
+    ),
+    "a reader of questions": Odd(
+        weights=store(change=other_heads("qa_outputs.weight", "qa_outputs.bias")),
+        refused="is a classifier, not a language model: it has qa_outputs.bias",
     ),
     "weights quantised to 8 bits": Odd(
         weights=store(

@@ -148,7 +148,7 @@ TOKENIZERS = {
             ),
             ("byte fallback", {"model": {"byte_fallback": True}}, "model.byte_fallback is not"),
             ("whole words first", {"model": {"ignore_merges": True}}, "model.ignore_merges is not"),
-            ("another kind of model", {"model": {"type": "WordPiece"}}, "model.type is not"),
+            ("another kind of model", {"model": {"type": "WordPiece"}}, "its type is "),
         )
     },
     "no pre-tokenizer and no decoder, by GPT-2's class": Odd(

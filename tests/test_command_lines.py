@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import ROOT, command
+from odd_models import build
+from odd_tokenizers import CASES
 
 import batch
 import evaluate
@@ -36,10 +38,36 @@ USAGE = (
     "unknown model|--.* has no effect|at --temperature 0|--verbose shows|which text|where should"
 )
 USAGE += "|--.* comes from the model|--n_embd .* is not divisible"
+USAGE += "|--chat reads what you type|--json prints data|--special_tokens contradicts"
+# The lines that a command may print before an error.
+NOTES = "the model sees|was trained on|a backslash and an n|only the language model is loaded"
 NUMBERS = "0", "1", "7", "-1", "0.5", "1e999", "nan", str(10**30), "-" + "9" * 5000, "0x10"
 ENDLESS = "--n_tokens_to_generate", "--n_samples", "--minutes"  # that may be asked to go on and on
 TEXTS = "low", "", " ", "日本 é", "\x1b[31mred\x07", "a\nb\r\x9b", "\udcff", "-", "--", "low " * 99
-TEXTS += "\u202e", "x" * 5000
+TEXTS += "\u202e", "x" * 5000, "low<|endoftext|>slow", r"low\nslow"
+TABLES = {  # files for --text_column and --text_key; most are right, but some only for one of them
+    "one.csv": b'body\r\n"low, ""lower"""\r\nslow low lower low\r\n' * 9,
+    "two.csv": b'id,body\n1,low lower slow slowest\n2,"low\nslow low"\n\n3\n',
+    "quotes.csv": b'body\n"low" er\n"low',
+    "tabs.tsv": b"id\tbody\n1\tlow lower, slow slowest\n2\tlow low low\n",
+    "header.tsv": b"body\n",
+    "lines.jsonl": b'{"text": "low lower slow", "body": "slow low lower"}\n' * 3,
+    "odd.jsonl": b'{"text": "low"}\n\n{"body": ["low"], "text": 1}\n[\n',
+    "utf-16.txt": "\ufefflow lower \u00e9 slow\r\nlow\r\n".encode("utf-16-le") * 3,
+    "utf-16.csv": "\ufeffid,body\r\n1,low lower slow low\r\n".encode("utf-16-be"),
+    "cut.txt": "low lower".encode("utf-16")[:-1],
+    "archive.zip": b"PK\3\4\x14\0\0\0",
+    "paper.txt": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
+    "data.parquet": b"PAR1\x15\x04",
+    "empty.csv": b"",
+    "empty.jsonl": b"",
+}
+MODELS = {  # {name of a directory: the odd model in it}
+    "pickle": "weights in a pickle in float16",
+    "untied": "everything that varies",
+    "heads": "a second head, for multiple choice",
+    "bare": "no vocabulary",
+}
 
 
 def places(models_dir, directory):
@@ -64,10 +92,17 @@ def places(models_dir, directory):
     files += [directory / "empty", directory / "bytes", directory / "folder", directory / "locked"]
     files += ["", "\udcff"]
     models += [directory / name for name in ("hollow", "folder", "bytes")]
+    for name, data in TABLES.items():
+        (directory / name).write_bytes(data)
+    for name, case in MODELS.items():
+        build(CASES[case], directory / name)
+        models += [directory / name] * 5
     os.mkfifo(directory / "hollow" / "merges.txt")
     os.mkfifo(directory / "fifo")
     models.append(directory / "fifo")
-    return {"models_dir": models_dir, "models": models, "files": files, "directory": directory}
+    tables = [directory / name for name in TABLES]
+    known = {"models_dir": models_dir, "models": models, "directory": directory}
+    return {**known, "files": files, "tables": tables}
 
 
 def random_line(rng, known):
@@ -89,30 +124,39 @@ def random_line(rng, known):
         "--min_p": pick("0", "0.1", "1"),
         "--repetition_penalty": pick("1", "1.2", "1e-6", "1e300"),
         "--seed": pick("0", "1", str(10**30)),
+        "--tokenizer": rng.choice(known["models"]),
     }
-    must, flags, options = [rng.choice(TEXTS)], [], completion
+    table = {"--text_column": pick("body", "id"), "--text_key": pick("text", "body")}
+    texts = known["tables"] if rng.random() < 0.3 else [*known["files"], "-"]
+    must, flags, options = [rng.choice(TEXTS)], ["--special_tokens"], completion
     if script == "gpt2.py":
-        flags = ["--json", "--verbose"]
+        flags += ["--json", "--verbose"]
+        if rng.random() < 0.4:
+            flags, must = [*flags, *["--chat"] * 3], rng.choice([[], [], must])
     elif script == "gpt2_pico.py":
+        flags = []
         options = {"--n_tokens_to_generate": pick("0", "3", "20")}
     elif script == "batch.py":
         must = [rng.choice([*known["files"], "-"])]
         options = {**completion, "--n_samples": pick("2", "3"), "--batch_size": pick("1", "9")}
     elif script == "explain.py":
+        flags += ["--json"] * 2
         page = rng.choice([directory / f"{number}.html", directory / "folder", "/dev/full", "-"])
         options = {**completion, "--page": page, "--top": pick("1", "3", str(10**30))}
     elif script == "evaluate.py":
-        must = rng.choices([*known["files"], "-"], k=rng.choice([1, 1, 2]))
-        flags = ["--lines", "--verbose", "--json", "--lowercase", "--literal_endoftext"]
-        options = {"--stride": pick("1", "16", str(10**30)), "--val_fraction": pick("0.1", "1")}
+        must = rng.choices(texts, k=rng.choice([1, 1, 2]))
+        flags += ["--lines", "--verbose", "--json", "--lowercase", "--literal_endoftext"]
+        options = {**table, "--tokenizer": completion["--tokenizer"]}
+        options |= {"--stride": pick("1", "16", str(10**30)), "--val_fraction": pick("0.1", "1")}
         options["--stopwords"] = rng.choice(known["files"])
     else:
-        must = rng.choices([*known["files"], "-"], k=rng.choice([0, 1, 1, 2]))
+        must = rng.choices(texts, k=rng.choice([0, 1, 1, 2]))
         must += ["--n_layer", "1", "--n_ctx", "8", "--batch_size", "2", "--iterations", "2"]
         must += ["--out", rng.choice([directory / f"out{number}"] * 5 + [directory / "bytes"])]
         model = ["--models_dir", known["models_dir"], "--threads", "1"]
         flags = ["--resume", "--overwrite", "--lowercase", "--literal_endoftext"]
         options = {
+            **table,
             "--n_embd": pick("8", "9"),
             "--n_head": pick("2", "3"),
             "--vocab_size": pick("257", "300", str(10**30)),
@@ -136,9 +180,13 @@ def random_line(rng, known):
     for name in rng.sample([*options], rng.randint(0, min(4, len(options)))):
         endless = name in ENDLESS and options[name] in ("-1", "1", "7", str(10**30))
         args += [name, "0.01" if endless else options[name]]
+    if must and must[0] in known["tables"]:
+        args += [x for name in table if rng.random() < 0.4 for x in (name, table[name])]
     if rng.random() < 0.05:
         args.insert(rng.randint(0, len(args)), rng.choice(["--help", "--nosuch\x1b[31m", "--see"]))
     stdin = rng.choice([None, b"", b"low\nslow\n", b"\xff\xfe", b"\x1b[31m", b"low low " * 99])
+    if "--chat" in args:
+        stdin = rng.choice([stdin, b"low\n\n/reset\n\xff\nlow low \x1b[31m\n quit \nslow\n"])
     return script, [*map(str, args)], stdin
 
 
@@ -157,7 +205,7 @@ def refuses(script, args):
 def fault(script, args, status, out, errors):
     """Return what is wrong with how a command ended, or None."""
     *others, last = errors.rstrip("\n").split("\n")
-    others = [line for line in others if not re.search("the model sees|was trained on", line)]
+    others = [line for line in others if not re.search(NOTES, line)]
     refused = refuses(script, args)
     if "Traceback" in errors or "Warning" in errors:
         return "a traceback or a warning"

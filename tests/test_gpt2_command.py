@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import select
 import signal
 import subprocess
@@ -11,10 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import command, default_handler, greedy, model_options, run
+from conftest import command, default_handler, greedy, model_options, run, run_train
 
 import cli
 import gpt2
+import gpt2_pico
 import utils
 from model_files.directory import save_model
 from model_files.files import printable
@@ -284,12 +286,13 @@ def test_a_prompt_that_fails_does_not_end_the_loop(tiny, tmp_path, monkeypatch, 
     (tmp_path / "odd" / "vocab.json").write_text(
         (tmp_path / "odd" / "vocab.json").read_text().replace("<|endoftext|>", "<|other|>")
     )
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\nlow\nquit\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nlow\n/reset\nquit\n"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     args = "--n_tokens_to_generate", "6", *model_options(str(tmp_path), "odd")
     assert gpt2.main(args) == 0
     out, errors = capsys.readouterr()
-    assert out.encode() == expected(tiny, "low", 6) + b"\n"
+    texts = [expected(tiny, prompt, 6) for prompt in ("low", "/reset")]  # Here /reset is a prompt.
+    assert out.encode() == b"".join(text + b"\n" for text in texts)
     assert errors.startswith(">> gpt2.py: error: the prompt is empty")
 
 
@@ -465,13 +468,13 @@ def test_help_names_every_option(complete):
 def test_a_chat_is_the_conversation_with_an_end_of_text_after_each_turn(complete, tiny):
     encoder, hparams, params = tiny
     eos, n = hparams["eos_token_ids"][0], 6
-    lines = ["low", "lower ☃", "/reset", "low", "quit", "never"]
+    lines = ["low", "lower ☃", " /reset ", "low", "quit", "never"]
     done = complete(
         "--chat", "--n_tokens_to_generate", str(n), stdin="\n".join(lines).encode(), model="tiny"
     )
     history, answers = [], []
     for line in lines[:4]:
-        if line == "/reset":
+        if line == " /reset ":
             history = []
             continue
         history += [*encoder.encode(line), eos]
@@ -482,22 +485,117 @@ def test_a_chat_is_the_conversation_with_an_end_of_text_after_each_turn(complete
     assert answers[0] == answers[2]
 
 
-def test_a_chat_forgets_the_oldest_turns_when_the_context_is_full(tiny):
+@pytest.mark.parametrize("n_tokens", [0, 10, 1000, -1])
+def test_a_chat_forgets_the_oldest_turns_when_the_context_is_full(n_tokens, tiny, capsys):
+    """The answer may take half of the context, but not what was said before."""
     encoder, hparams, _ = tiny
-    chat = cli.Conversation(encoder, hparams, 10)
-    room = hparams["n_ctx"] - 10
-    turns = []
+    n_ctx = hparams["n_ctx"]
+    chat = cli.Conversation(hparams, n_tokens)
+    room = n_ctx - {0: 0, 10: 10}.get(n_tokens, n_ctx // 2)
+    turns, n_forgotten = [], 0
     for i in range(12):
-        turns.append([*encoder.encode(f"low {i}"), chat.eos])
-        inputs = chat.inputs(f"low {i}")
+        ids = encoder.encode(f"low {i}")
+        turns.append([*ids, chat.eos])
+        n_forgotten += sum(map(len, turns)) > room
         while len(turns) > 1 and sum(map(len, turns)) > room:
             del turns[0]
-        assert inputs == sum(turns, []) and len(inputs) <= room
-        chat.add([i])
+        assert chat.inputs(ids) == sum(turns, []) == chat.inputs(ids)
+        chat.add(ids, [i])
         turns.append([i, chat.eos])
-    assert len(turns) < 24
-    long = "low lower " * hparams["n_ctx"]
-    assert chat.inputs(long) == [*encoder.encode(long), chat.eos][-room:]
+    message = f"the model sees only the last {room} tokens: what came before is forgotten\n"
+    assert len(turns) < 24 and capsys.readouterr().err == message * n_forgotten
+    long = encoder.encode("low lower " * n_ctx)
+    assert chat.inputs(long) == [*long, chat.eos][-room:]
+    assert capsys.readouterr().err == message
+
+
+def test_a_turn_without_an_answer_is_dropped(tiny, monkeypatch, capsys):
+    """Otherwise questions and answers would change places for the rest of the conversation."""
+    encoder, hparams, params = tiny
+    seen, errors = [], iter([None, KeyboardInterrupt(), ValueError("x"), None])
+
+    def complete(prompt, inputs, *model_and_args):
+        seen.append(inputs)
+        if error := next(errors):
+            raise error
+        return [5]
+
+    monkeypatch.setattr(gpt2, "complete", complete)
+    monkeypatch.setattr(utils, "load_encoder_hparams_and_params", lambda *args: tiny)
+    monkeypatch.setattr("sys.stdin", io.StringIO("low\r\nlow\n\n  \nlow\nlower\n"))
+    assert gpt2.main(["--chat"]) == 0
+    low, lower, eos = encoder.encode("low"), encoder.encode("lower"), hparams["eos_token_ids"][0]
+    assert seen == [[*low, eos]] + 2 * [[*low, eos, 5, eos, *low, eos]] + [
+        [*low, eos, 5, eos, *lower, eos]
+    ]
+
+
+def test_a_turn_of_a_chat_may_hold_special_tokens_on_request(complete, tiny):
+    done = complete(
+        *("--chat", "--special_tokens", "--verbose", "--n_tokens_to_generate", "1"),
+        stdin=b"low<|endoftext|>low\\n\n",
+        model="tiny",
+    )
+    eos = tiny[1]["eos_token_ids"][0]
+    assert done.stderr.count(f"'<|endoftext|>' {eos}".encode()) == 2
+    assert done.stderr.count(b"which are not a line break") == 1
+
+
+@pytest.fixture(scope="module")
+def dialogue(tmp_path_factory):
+    """A model that is trained on turns and answers, and knows a name while it can see it."""
+    rng, lines = random.Random(0), []
+    for _ in range(800):
+        name, n, turns = "nobody", 8, []
+        if rng.random() < 0.4:
+            name, n, turns = "ann", 4, [("ann.", "hello")]
+        turns += rng.choices([("cold?", "yes"), ("who?", name)], [1, 2], k=n)
+        for turn, answer in [*turns, ("bye", "bye")]:
+            lines.append(f"{turn}<|endoftext|>{answer}<|endoftext|>\n")
+    directory = tmp_path_factory.mktemp("dialogue")
+    (directory / "turns.txt").write_text("".join(lines))
+    shape = "--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--n_ctx", "32"
+    length = "--iterations", "250", "--batch_size", "16", "--eval_interval", "250"
+    rates = "--learning_rate", "0.02", "--dropout", "0", "--val_fraction", "0", "--threads", "1"
+    options = "--vocab_size", "290", *shape, *length, *rates
+    done = run_train(directory / "turns.txt", "--out", directory / "model", *options)
+    assert done.returncode == 0, done.stderr
+    return directory / "model"
+
+
+def test_a_dialogue_model_answers_as_it_has_learned_while_it_sees_the_turns(dialogue):
+    model, n = ("--model_size", dialogue), 2
+    turns = "who? ann. cold? who? /reset who? cold? ann. cold? who?".split()
+    turns += ["cold?"] * 5 + ["who?", "bye"]
+    stdin = "\n".join([*turns, "quit", "never"]).encode()
+    args = "--chat", "--json", "--n_tokens_to_generate", n
+    done = run("gpt2.py", *args, *model, stdin=stdin)
+    assert done.returncode == 0
+    found = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [answer["text"] for answer in found] == [
+        *("nobody", "hello", "yes", "ann"),
+        *("nobody", "yes", "hello", "yes", "ann"),  # after /reset
+        *("yes", "yes", "yes", "yes", "yes", "nobody", "bye"),  # the oldest turns are forgotten
+    ]
+    encoder, hparams, params = utils.load_encoder_hparams_and_params(str(dialogue), ".")
+    [eos], eps, answers = hparams["eos_token_ids"], hparams["layer_norm_epsilon"], iter(found)
+    history = []
+    for turn in turns:
+        if turn == "/reset":
+            history = []
+            continue
+        history.append([*encoder.encode(turn), eos])
+        while sum(map(len, history)) + n > hparams["n_ctx"]:
+            history.pop(0)
+        inputs, answer = sum(history, []), next(answers)
+        assert answer["ids"] == greedy(inputs, params, hparams, n)
+        logits = gpt2_pico.gpt2(inputs, **params, n_head=hparams["n_head"], eps=eps)[-1]
+        first = logits[answer["ids"][0]] - np.log(np.exp(logits).sum())
+        assert answer["log_probabilities"][0] == pytest.approx(first, abs=1e-4)
+        history.append([*answer["ids"], eos])
+    prompt = "ann. hello cold? yes who? ".replace(" ", "<|endoftext|>")
+    done = run("gpt2.py", prompt, "--special_tokens", *model)
+    assert done.stdout == b"ann\n"
 
 
 def test_a_chat_needs_an_end_of_text_and_takes_no_prompt(complete, tiny, tmp_path):

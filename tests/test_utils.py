@@ -234,9 +234,27 @@ def test_what_from_pretrained_left_in_the_cache_is_found(name, directory, tmp_pa
     with pytest.raises(OSError, match="124M is not on this disk"):
         utils.load_encoder_hparams_and_params("gpt2", tmp_path)
     commit = utils.SIZES["124M"][1]
-    shutil.copytree(directory, tmp_path / "cache" / name / "snapshots" / commit)
+    snapshot = shutil.copytree(directory, tmp_path / "cache" / name / "snapshots" / commit)
     _, hparams, _ = utils.load_encoder_hparams_and_params("gpt2", tmp_path)
     assert hparams["n_embd"] == 8
+    snapshot.rename(snapshot.with_name("f" * 40))  # as from_pretrained left it another day
+    (tmp_path / "cache" / name / "refs").mkdir()
+    (tmp_path / "cache" / name / "refs" / "main").write_text("f" * 40)
+    assert utils.find_model("124M", tmp_path) == snapshot.with_name("f" * 40)
+
+
+@pytest.mark.parametrize("name", ["models--distilgpt2", "models--distilbert--distilgpt2"])
+def test_a_distilgpt2_that_from_pretrained_has_cached_is_found(
+    name, directory, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache" / name
+    shutil.copytree(directory, cache / "snapshots" / "c0ffee")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("c0ffee\n")
+    assert utils.find_cached("distilbert/distilgpt2", "main") == cache / "snapshots" / "c0ffee"
+    (cache / "refs" / "main").write_bytes(b"\xff")  # A damaged file is ignored.
+    assert utils.find_cached("distilbert/distilgpt2", "main") is None
 
 
 def test_a_file_of_weights_and_a_directory_right_here_get_advice(directory, tmp_path, monkeypatch):
@@ -258,3 +276,20 @@ def test_the_vocabulary_of_another_model_is_taken_on_request(directory, tmp_path
     (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(ValueError, match="tokenizer_class 'BertTokenizer' is not GPT-2's"):
         utils.load_encoder_hparams_and_params(bare, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model", "spiece.model"])
+def test_the_vocabulary_of_another_kind_of_tokenizer_is_named(directory, tmp_path, name):
+    other = shutil.copytree(directory, tmp_path / "other")
+    for ours in ("vocab.json", "merges.txt"):
+        (other / ours).unlink()
+    (other / name).write_bytes(b"\n")
+    with pytest.raises(ValueError, match=f"{name} is not of GPT-2's tokenizer"):
+        utils.load_encoder_hparams_and_params(other, tmp_path)
+    model = utils.load_encoder_hparams_and_params(other, tmp_path, tokenizer=directory)
+    assert model[0].encode("low") == utils.load_encoder(directory, "").encode("low")
+
+
+def test_another_vocabulary_is_refused_if_the_model_has_one(directory, tmp_path):
+    with pytest.raises(ValueError, match="has a vocabulary of its own: leave out --tokenizer"):
+        utils.load_encoder_hparams_and_params(directory, tmp_path, tokenizer=directory)

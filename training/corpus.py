@@ -46,31 +46,38 @@ def find_texts(names, models_dir, keep, text_column=None, text_key="text"):
     keep: the directory for copies, piped-text-N, of pipes, which can be read only once, and of
     files in other formats (see formats.py, also for text_column and text_key).
     """
-    paths = []
+    paths = []  # pairs of a path and the name of the text in errors
     for name in map(str, names):
         if is_address(name):
-            paths.append(fetch_text(name, Path(models_dir) / "texts"))
+            paths.append((fetch_text(name, Path(models_dir) / "texts"), None))
         elif os.path.isdir(name):
-            paths += files_below(Path(name))
+            paths += [(path, None) for path in files_below(Path(name))]
         elif name == "-" or (os.path.exists(name) and not os.path.isfile(name)):  # a pipe
-            paths.append(keep_text(name, Path(keep) / f"piped-text-{len(paths)}"))
+            shown = "standard input" if name == "-" else name
+            paths.append((keep_text(name, Path(keep) / f"piped-text-{len(paths)}", shown), shown))
         else:
-            paths.append(name)
-    copies = (Path(keep) / f"piped-text-{i}" for i in range(len(paths)))
-    return [plain_text(path, copy, text_column, text_key) for path, copy in zip(paths, copies)]
+            paths.append((name, None))
+    is_table = (str(path).lower().endswith((".csv", ".tsv")) for path, _ in paths)
+    if text_column and not any(is_table):
+        raise ValueError("--text_column has no effect: no text is a .csv or a .tsv file")
+    options = text_column, text_key
+    return [
+        plain_text(path, Path(keep) / f"piped-text-{i}", *options, shown)
+        for i, (path, shown) in enumerate(paths)
+    ]
 
 
 def is_address(name):
     return re.match("https?://", name, re.I) is not None
 
 
-def keep_text(name, path):
-    """Copy everything from a pipe into a file, and return its path."""
+def keep_text(name, path, shown):
+    """Copy everything from a pipe into a file, and return its path. shown: its name in errors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         shutil.copyfileobj(cli.open_bytes(name), file)
         if file.tell() == 0:
-            raise ValueError(f"{'standard input' if name == '-' else name} is empty")
+            raise ValueError(f"{shown} is empty")
     return path
 
 

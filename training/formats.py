@@ -1,84 +1,96 @@
-"""Texts in other formats: CSV, JSON lines with another key, UTF-16. They are copied once, as the
-files that corpus.py reads, a row or a megabyte at a time."""
+"""Texts in other formats: CSV, JSON lines with another key, UTF-16. Each is copied once, a row or a
+megabyte at a time, into a file that corpus.py reads: lines of {"text": ...}, or UTF-8."""
 
 import codecs
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 from model_files.files import open_regular
 
 MAX_FIELD = 2**24  # characters; the longest text of a row
-BLOCK = 2**20  # characters that are read at a time
 UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-KINDS = {  # how the files begin that are not text
+KINDS = {  # {the first bytes of a file that is not text: what it is}
     b"PK\3\4": "a zip archive (such as .docx or .epub)",
     b"PAR1": "a parquet file",
     b"%PDF": "a PDF",
     b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\xd0\xcf\x11\xe0": "an old Word or Excel file",
+    codecs.BOM_UTF32_LE: "text in UTF-32",
 }
 
 
-def plain_text(path, copy, column=None, key="text"):
+def plain_text(path, copy, column=None, key="text", name=None):
     """Return the path of a file that corpus.py can read: this one, or a copy, which is written.
 
-    copy: the path for it, without a suffix. column: the column of a CSV file that has the texts; it
-    may be left out if there is only one. key: of the objects in a .jsonl file. ValueError naming
-    the file if it is not a text.
+    copy: the path of the copy, without a suffix. column: the column of a CSV file that has the
+    texts; by default its only one. key: of the texts in a .jsonl file. name: what an error calls
+    the file. ValueError if the file is not a text.
     """
     with open_regular(path) as file:
-        start = file.read(16)
-    path = Path(path)
-    suffix = path.suffix.lower()
+        start = file.read(1024)
+    path, name = Path(path), name or path
     for signature, kind in KINDS.items():
         if start.startswith(signature):
-            raise ValueError(f"{path} is {kind}, not a text: save the text in it as UTF-8")
-    encoding = "utf-16" if start.startswith(UTF_16) else "utf-8-sig"
-    has_rows = suffix in (".csv", ".tsv") or (suffix == ".jsonl" and key != "text")
-    if not has_rows and encoding != "utf-16":
+            raise ValueError(f"{name} is {kind}, not a text: save the text in it as UTF-8")
+    is_utf16 = start.startswith(UTF_16)
+    if b"\0" in start and not is_utf16:
+        raise ValueError(f"{name} has zero bytes, so it is not a text in UTF-8: convert it")
+    suffix = path.suffix.lower()
+    is_table = suffix in (".csv", ".tsv")
+    has_rows = is_table or (suffix == ".jsonl" and (is_utf16 or key != "text"))
+    if not has_rows and not is_utf16:
         return path
-    copy = copy.with_suffix(".jsonl" if has_rows else suffix)
+    copy = copy.with_name(f"{copy.name}-utf8{'.jsonl' if has_rows else suffix}")
     copy.parent.mkdir(parents=True, exist_ok=True)
+    encoding = "utf-16" if is_utf16 else "utf-8-sig"
     try:
         with (
             open(path, encoding=encoding, newline="") as source,
             open(copy, "w", encoding="utf-8", newline="") as target,
         ):
             if not has_rows:
-                while piece := source.read(BLOCK):
-                    target.write(piece)
-                return copy
-            lines = bounded_lines(source)
-            if suffix == ".jsonl":
-                texts = (text_of_line(line, f"line {i}", key) for i, line in enumerate(lines, 1))
+                shutil.copyfileobj(source, target)
+            elif is_table:
+                write_texts(
+                    target, texts_of_rows(source, column, "\t" if suffix == ".tsv" else ",")
+                )
             else:
-                texts = texts_of_rows(lines, column, "\t" if suffix == ".tsv" else ",")
-            for text in texts:
-                target.write(json.dumps({"text": text}) + "\n")
+                lines = enumerate(bounded_lines(source), 1)
+                write_texts(target, (text_of_line(line, f"line {i}", key) for i, line in lines))
+            if target.tell() == 0:
+                raise ValueError("there is no text in it")
     except UnicodeError as error:
-        raise ValueError(f"{path} is not text in {encoding}: {error}") from None
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name} is not text in {encoding}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return copy
 
 
-def texts_of_rows(lines, column, delimiter):
+def write_texts(target, texts):
+    for text in texts:
+        target.write(json.dumps({"text": text}) + "\n")
+
+
+def texts_of_rows(source, column, delimiter):
     """Yield the texts in a column of a CSV file, whose first row names the columns."""
     csv.field_size_limit(MAX_FIELD)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    names = next(rows, [])
-    if column is None and len(names) != 1:
-        raise ValueError(f"which of the columns {', '.join(names):.200}? say --text_column NAME")
-    if column is not None and column not in names:
-        raise ValueError(f"it has no column {column!r}, but {', '.join(names):.200}")
-    i = 0 if column is None else names.index(column)
-    for row in rows:
-        if len(row) > i:  # else it is an empty line
+    rows = csv.reader(bounded_lines(source), delimiter=delimiter, strict=True)
+    try:
+        names = next(rows, [])
+        if names and (column not in names if column else len(names) > 1 or ";" in names[0]):
+            found = f"its columns are {', '.join(names):.200}"
+            raise ValueError(
+                f"{found}: give --text_column NAME, and put {delimiter!r} between them"
+            )
+        i = names.index(column) if column else 0
+        for row in filter(None, rows):  # without empty lines
+            if len(row) <= i:
+                raise ValueError(f"line {rows.line_num} has only {len(row)} columns")
             yield row[i]
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from None
 
 
 def bounded_lines(source):

@@ -8,7 +8,8 @@ from pathlib import Path
 import cli
 from training.corpus import COPIES, TEXT_HELP, forget_credentials, is_address, read_stopwords
 from training.run import checkpoint_path, read_checkpoint
-from utils import load_encoder_hparams_and_params, name_of
+from utils import load_encoder_hparams_and_params as load
+from utils import name_of
 
 number = cli.number  # number(kind, low, high) returns a function that reads and checks a value.
 positive, fraction = number(int, 1, 2**31), number(float, 0, 1)
@@ -139,9 +140,7 @@ def resolve_options(given):
                 raise cli.UsageError(f"--{name} comes from the model that --{source} names")
     model = None
     if options["init_from"]:
-        model = load_encoder_hparams_and_params(
-            options["init_from"], options["models_dir"], only_plain=True
-        )
+        model = load(options["init_from"], options["models_dir"], only_plain=True)
         if not unfinished:
             defaults = {**DEFAULTS, "learning_rate": TUNING_RATE, "n_ctx": None}
             recorded = inherited(model)

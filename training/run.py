@@ -23,14 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from encoder import get_encoder, learn_bpe
+from model_files import files
 from model_files.directory import GENERATION, nest, parameter_shapes, save_model
-from model_files.files import (
-    missing_directories,
-    read_json,
-    remove_temporary,
-    try_lock,
-    write_atomic,
-)
 from model_files.safetensors import read_safetensors, write_safetensors
 from model_files.vocabulary import FILES, save_vocabulary, vocabulary_files
 from training import corpus
@@ -99,11 +93,11 @@ class Run:
             names = OUT_FILES | vocabulary_files(vocabulary).keys()
             for name in made_before(out) - names:
                 (out / name).unlink(missing_ok=True)
-            with write_atomic(out / "training.json") as file:
+            with files.write_atomic(out / "training.json") as file:
                 content = {**self.record.settings, "files": sorted(names)}
                 file.write(json.dumps(content, indent=2).encode() + b"\n")
             save_model(out, self.hparams, params, vocabulary, dtype)
-        with write_atomic(out / "log.csv") as file:
+        with files.write_atomic(out / "log.csv") as file:
             file.write(b"step,seconds,loss,validation_loss\n")
             for step, seconds, loss, validation in self.record.log:
                 validation = "" if validation is None else f"{validation:.6f}"
@@ -157,7 +151,7 @@ def holds_numbers(record):
 def made_before(out):
     """Return the names of the files in OUT that earlier runs have made."""
     with contextlib.suppress(OSError, ValueError):
-        names = read_json(Path(out) / "training.json").get("files")
+        names = files.read_json(Path(out) / "training.json").get("files")
         if isinstance(names, list):
             return {name for name in (*OUT_FILES, *FILES) if name in names}
     return set()
@@ -170,8 +164,8 @@ def lock_run(out):
     A run that has ended leaves nothing but its model, and one that could not begin leaves nothing.
     """
     work = checkpoint_path(out).parent
-    made = missing_directories(work)
-    lock = try_lock(work / "lock")
+    made = files.missing_directories(work)
+    lock = files.try_lock(work / "lock")
     if lock is None:
         raise ValueError(f"{out}: another training is writing there; wait, or use another --out")
     try:
@@ -222,7 +216,7 @@ def claim(out, lock):
 
 
 def is_run_file(name):
-    return name in RUN_FILES or re.fullmatch(r"piped-text-\d+(\.\w+)?", name)
+    return name in RUN_FILES or re.fullmatch(r"piped-text-\d+(-utf8(\.\w+)?)?", name)
 
 
 def remove_run_files(out):
@@ -233,8 +227,8 @@ def remove_run_files(out):
         if is_run_file(path.name) and path.name not in kept:
             with contextlib.suppress(OSError):
                 path.unlink()
-    remove_temporary(work)
-    remove_temporary(Path(out))
+    files.remove_temporary(work)
+    files.remove_temporary(Path(out))
 
 
 def open_run(out, options, model, resume=False, overwrite=False):
@@ -317,15 +311,15 @@ def prepare_text(out, options, encoder, n_ctx, record):
     changes = {name: getattr(options, name) for name in corpus.CHANGES}
     path = ids_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = corpus.find_texts(
+    paths = corpus.find_texts(
         options.text, options.models_dir, path.parent, options.text_column, options.text_key
     )
-    train_parts, val_parts = corpus.split_files(files, options.val_fraction)
+    train_parts, val_parts = corpus.split_files(paths, options.val_fraction)
     if encoder is None:
         texts = corpus.read_texts(train_parts, **changes)
         encoder = learn_bpe((text for text in texts if text is not None), options.vocab_size)
     rng = np.random.default_rng(options.seed)
-    with write_atomic(path) as file:
+    with files.write_atomic(path) as file:
         for spelling in corpus.segmentations(encoder, options.merge_dropout, rng):
             record.n_noisy += record.n_train  # the copy before this one was not the text itself
             record.n_train = corpus.write_ids(file, train_parts, spelling, **changes)

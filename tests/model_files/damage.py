@@ -1,15 +1,16 @@
 """Damage files and model directories as a bad disk or an attacker would.
 
-    python tests/model_files/damage.py [N]
+    python tests/model_files/damage.py [N] [MODEL ...]
 
 Run gpt2.py on N damaged model directories (by default 2,000), each in a process of its own, and
 count the outcomes. The exit status is 1 if gpt2.py neither uses one correctly nor refuses it with
-an error of one line.
+an error of one line. MODEL: damage only these of build_models, and 1 time in 20 the largest one.
 """
 
 import contextlib
 import json
 import os
+import pickletools
 import random
 import shutil
 import socket
@@ -18,15 +19,18 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import GOLDEN, LETTERS, OPENAI, ROOT, command, random_params
+from odd_models import pickled, pickled_shards, torch_save
 
-from model_files.directory import load_model, save_model
+from model_files.directory import flatten, load_model, save_model
 from model_files.safetensors import read_safetensors, write_safetensors
+from model_files.torch_pickle import read_torch_pickle
 from model_files.vocabulary import read_vocabulary
 
 EVIL = (
@@ -38,7 +42,8 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.js
 SETTINGS += "generation_config.json", "training.json"
 NAMES = (
     *("config.json", "vocab.json", "merges.txt", "tokenizer.json", *SETTINGS),
-    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"),
     *("hparams.json", "encoder.json", "vocab.bpe", "checkpoint", "model.ckpt.index"),
     "model.ckpt.data-00000-of-00001",
 )
@@ -115,13 +120,17 @@ def build_models(directory):
     for name in "whole", "shards":
         save_model(directory / name, hparams, params, vocabulary)
     shard(directory / "shards")
+    for name, write in ("pickle", pickled()), ("pickled_shards", pickled_shards):
+        save_model(directory / name, hparams, params, vocabulary)
+        (directory / name / "model.safetensors").unlink()
+        write(directory / name, flatten(params))
     tokenizer = directory / "tokenizer"
     tokenizer.mkdir()
     shutil.copy(GOLDEN / "encoder_tokenizer.json", tokenizer / "tokenizer.json")
     (tokenizer / "tokenizer_config.json").write_text('{"pad_token": "<|user|>", "eos_token": "!"}')
     hparams = {**LETTERS, "n_vocab": 302}
     save_model(tokenizer, hparams, random_params(5, **hparams), read_vocabulary(tokenizer))
-    names = "openai", "whole", "shards", "tokenizer"
+    names = "openai", "whole", "shards", "tokenizer", "pickle", "pickled_shards"
     return [*(directory / name for name in names), ROOT / "models" / "shakespeare"]
 
 
@@ -144,7 +153,7 @@ def put(path, data):
 
 def change_bytes(rng, path, others):
     """Change a few bytes, but not those of the weights themselves."""
-    if ".data-" in path.name:
+    if ".data-" in path.name or path.suffix == ".bin":
         raise Unsuited
     data = path.read_bytes()
     start, end = 0, len(data)
@@ -168,6 +177,93 @@ def change_value(rng, path, others):
         raise Unsuited
 
 
+def entries_of(path):
+    """Return {name: bytes} of a file of torch.save, and the name of its pickle."""
+    if path.suffix != ".bin":
+        raise Unsuited
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+    except Exception:  # An earlier change has damaged the archive, and zipfile has many errors.
+        raise Unsuited from None
+    return entries, [name for name in entries if name.endswith("/data.pkl")][0]
+
+
+def write_entries(path, entries, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def change_zip(rng, path, others):
+    """Change bytes of the zip archive: its first header, or the list of entries at its end."""
+    data = path.read_bytes()
+    start = data.find(b"PK\1\2")  # how an entry of the list begins
+    if path.suffix != ".bin" or start < 0:
+        raise Unsuited
+    if rng.random() < 0.3:
+        path.write_bytes(mutate(rng, data[:80]) + data[80:])
+    else:
+        path.write_bytes(data[:start] + mutate(rng, data[start:]))
+
+
+def change_entries(rng, path, others):
+    """Remove, cut off, exchange, rename or compress the entries of the archive."""
+    entries, _ = entries_of(path)
+    name, other = rng.choice(list(entries)), rng.choice(list(entries))
+    match rng.randrange(5):
+        case 0:
+            del entries[name]
+        case 1:
+            entries[name] = entries[name][: rng.randrange(len(entries[name]) + 1)]
+        case 2:
+            entries[name], entries[other] = entries[other], entries[name]
+        case 3:
+            new = rng.choice(["archive/byteorder", "x/data.pkl", "../data.pkl", name + "/", other])
+            entries[new] = entries.pop(name)
+    compression = rng.choice([zipfile.ZIP_STORED] * 4 + [zipfile.ZIP_DEFLATED])
+    write_entries(path, entries, compression)
+
+
+def change_pickle(rng, path, others):
+    """Change bytes or a number of the pickle, in an archive that is whole."""
+    entries, name = entries_of(path)
+    program = entries[name]
+    if rng.random() < 0.6:
+        entries[name] = mutate(rng, program)
+    else:
+        places = [at for opcode, _, at in pickletools.genops(program) if opcode.name == "BININT"]
+        at = rng.choice(places)
+        old = int.from_bytes(program[at + 1 : at + 5], "little")
+        new = rng.choice([0, 1, old + 1, old - 1, old * 2, 2**31 - 1, 2**31, 2**32 - 1]) % 2**32
+        entries[name] = program[: at + 1] + new.to_bytes(4, "little") + program[at + 5 :]
+    write_entries(path, entries)
+
+
+def planted(path):
+    """Return pickles that import a module which prints a poem, or that make a directory. Each one
+    drops its result, so that a larger pickle around it goes on."""
+    made = b"X" + len(str(path).encode()).to_bytes(4, "little") + str(path).encode()
+    return [
+        b"cthis\ns\n0",  # GLOBAL
+        b"\x8c\x04this\x8c\x01s\x930",  # STACK_GLOBAL
+        b"cbuiltins\n__import__\nX\x04\0\0\0this\x85R0",
+        b"cos\nmkdir\n" + made + b"\x85R0",  # REDUCE
+        b"\x8c\x02os\x8c\x05mkdir\x93" + made + b"\x85R0",
+        b"(" + made + b"ios\nmkdir\n0",  # INST
+        b"(cos\nmkdir\n" + made + b"o0",  # OBJ
+    ]
+
+
+def plant_call(rng, path, others):
+    """Put an import or a call between two instructions of the pickle."""
+    entries, name = entries_of(path)
+    places = [at for _, _, at in pickletools.genops(entries[name])]
+    at, call = rng.choice(places), rng.choice(planted(others[0].parent / "made"))
+    entries[name] = entries[name][:at] + call + entries[name][at:]
+    write_entries(path, entries)
+
+
 def add_settings(rng, path, others):
     """Add or replace a file of settings."""
     settings = {rng.choice(KEYS): rng.choice(EVIL) for _ in range(2)}
@@ -184,14 +280,16 @@ def change_length(rng, path, others):
 
 def change_shape(rng, path, others):
     """Give one tensor another shape or another type."""
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".bin"):
         raise Unsuited
-    tensors = {name: x.copy() for name, x in read_safetensors(path).items()}
+    read = read_safetensors if path.suffix == ".safetensors" else read_torch_pickle
+    tensors = {name: x.copy() for name, x in read(path).items()}
     name = rng.choice(list(tensors))
     x = tensors[name]
     changed = [x.T, x[1:], x[None], x.reshape(-1), x[:0], x.astype("f8"), x.astype("f2")]
     tensors[name] = rng.choice(changed)
-    write_safetensors(path, tensors)
+    write = write_safetensors if path.suffix == ".safetensors" else torch_save
+    write(path, tensors)
 
 
 def remove(rng, path, others):
@@ -237,16 +335,10 @@ def replace_by_special_file(rng, path, others):
 
 KINDS = (
     *(change_bytes, change_bytes, change_value, change_value, add_settings, change_length),
-    *(
-        change_shape,
-        remove,
-        copy,
-        swap,
-        take_from_another,
-        replace_by_special_file,
-        replace_by_special_file,
-    ),
+    *(change_shape, remove, copy, swap, take_from_another),
+    *(replace_by_special_file, replace_by_special_file),
 )
+PICKLE_KINDS = change_zip, change_entries, change_pickle, change_pickle, plant_call
 
 
 def damage(seed, models, directory):
@@ -258,6 +350,9 @@ def damage(seed, models, directory):
     n = rng.choice([1, 1, 1, 2, 3])
     while len(changes) < n and regular_files(directory):
         path, kind = rng.choice(regular_files(directory)), rng.choice(KINDS)
+        pickles = [path for path in regular_files(directory) if path.suffix == ".bin"]
+        if pickles and rng.random() < 0.6:
+            path, kind = rng.choice(pickles), rng.choice(PICKLE_KINDS)
         # After an earlier change the file may be empty or not JSON.
         with contextlib.suppress(Unsuited, ValueError, IndexError, AttributeError, TypeError):
             kind(rng, path, models)
@@ -269,15 +364,18 @@ def damage(seed, models, directory):
 
 OPTIONS = "hi", "--n_tokens_to_generate", "5", "--model_size"
 NOTES = "was trained on text", "the model sees", "the text is longer than the context"
+NOTES += ("only the language model is loaded",)
 
 
 def judge(status, output, errors, expected):
     """Return "unchanged", "another text" or "refused", or a description of a wrong outcome."""
-    lines = errors.splitlines()
-    if status == 0 and all(any(note in line for note in NOTES) for line in lines):
+    lines = [line for line in errors.splitlines() if not any(note in line for note in NOTES)]
+    if "Zen of Python" in output:
+        return "a pickle has imported a module"
+    if status == 0 and not lines:
         return "unchanged" if output == expected else "another text"
-    is_message = errors.startswith("gpt2.py: error: ") and "not enough memory" not in errors
-    if status == 1 and not output and len(lines) == 1 and len(errors) < 2000 and is_message:
+    is_message = len(lines) == 1 and lines[0].startswith("gpt2.py: error: ")
+    if status == 1 and not output and is_message and "not enough memory" not in errors:
         return "refused"
     return f"status {status}, {len(output)} characters, {len(lines)} lines: {errors[-500:]}"
 
@@ -332,17 +430,21 @@ def run(directory):
     return (process.returncode, *texts), time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def main(n):
+def main(n, names):
     """Run gpt2.py on n damaged directories and return the exit status."""
     results, wrong, most = Counter(), 0, [(0, ""), (0, "")]
     with tempfile.TemporaryDirectory() as scratch:
         models = build_models(Path(scratch))
         expected = {model: run(model)[0][1] for model in models}
+        models = [x for x in models if not names or x.name in names or x == models[-1]]
         for seed in range(n):
             directory = Path(scratch) / "damaged"
             model, changes = damage(seed, models, directory)
             outcome, *costs = run(directory)
             result = judge(*outcome, expected[model])
+            if (Path(scratch) / "made").exists():
+                result = "a pickle has called a function"
+                (Path(scratch) / "made").rmdir()
             if result not in ("unchanged", "another text", "refused"):
                 wrong += 1
                 print(f"{seed} {model.name}, {changes}: {result}", flush=True)
@@ -362,4 +464,4 @@ def main(n):
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000))
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000, sys.argv[2:]))

@@ -20,10 +20,10 @@ from damage import build_models, damage, judge, mutate, mutate_json, run_all, sh
 
 import gpt2
 from encoder import learn_bpe
+from model_files.architecture import from_openai
 from model_files.directory import (
     bundle_prefix,
     flatten,
-    from_openai,
     holds_model,
     load_model,
     nest,
@@ -421,10 +421,10 @@ def test_weights_in_several_files_are_read(directory):
     other = next(file for file in weight_map.values() if file != weight_map[name])
     for weight_map[name], match in (
         (other, "wte.weight' is missing"),
-        (3, "names of .safetensors files"),
-        ("../model.safetensors", "names of .safetensors files"),
-        ("/etc/passwd", "names of .safetensors files"),
-        ("a" * 202 + ".safetensors", "names of .safetensors files"),
+        (3, "names of files of weights"),
+        ("../model.safetensors", "names of files of weights"),
+        ("/etc/passwd", "names of files of weights"),
+        ("a" * 202 + ".safetensors", "names of files of weights"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(ValueError, match=match):
@@ -535,7 +535,7 @@ def test_damaged_directories_are_used_or_refused_in_one_line(tmp_path):
         assert verdict in ("unchanged", "another text", "refused"), f"{copy}, {changes}: {verdict}"
         counts[verdict] += 1
     assert counts["unchanged"] and counts["refused"] > SAMPLE / 2
-    assert peak < 300
+    assert peak < 300 and not (tmp_path / "made").exists()
 
 
 def test_a_released_size_is_read_only_from_files_with_known_hashes(directory):
@@ -654,3 +654,23 @@ def test_the_keys_of_the_tree_are_the_arguments_of_the_functions():
         (gpt2.layer_norm, params["ln_f"]),
     ):
         assert tree.keys() <= inspect.signature(function).parameters.keys()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "base_model.model.transformer.", "my_transformer."])
+def test_whatever_stands_before_all_names_is_ignored(prefix, directory):
+    expected = dict(leaves(load_model(directory)[2]))
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[prefix + name.removeprefix("transformer.")] = tensors.pop(name)
+
+    rewrite(directory, rename)
+    found = dict(leaves(load_model(directory)[2]))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_quantised_weights_are_named_by_the_configuration(directory):
+    configure(directory, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(ValueError, match="config.json: the weights are quantised"):
+        load_model(directory)

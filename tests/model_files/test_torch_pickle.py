@@ -8,11 +8,14 @@ import pickle
 import random
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
+from damage import planted
 
 from model_files.safetensors import BF16, widen
 from model_files.torch_pickle import read_torch_pickle
@@ -69,6 +72,14 @@ def test_a_state_dict_of_modules_is_read(numbers):
     assert all(np.array_equal(x, numbers[f"module.{name}"]) for name, x in tensors.items())
 
 
+def test_a_dict_of_many_tensors_is_read():
+    """The pickle numbers its parts, and has other instructions for the parts from 256 on."""
+    tensors = read_torch_pickle(TORCH / "many.bin")
+    assert len(tensors) == 42 and tensors["a"] == [1] and tensors["b"] == [0]
+    for i in range(40):
+        assert np.array_equal(tensors[f"from {i}"], np.arange(i, 300))
+
+
 @pytest.mark.parametrize(
     "name, match",
     [
@@ -103,9 +114,23 @@ def test_no_pickle_runs_anything(tmp_path, protocol):
     assert not (tmp_path / "made").exists()
 
 
+def test_what_damage_plants_runs_in_pythons_reader_and_not_in_ours(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    for call in planted(made):
+        program = b"\x80\x04" + call + b"}."
+        monkeypatch.delitem(sys.modules, "this", raising=False)
+        with pytest.raises(ValueError, match="it names|it has the instruction"):
+            read_torch_pickle(with_pickle(tmp_path / "x.bin", program))
+        assert "this" not in sys.modules and not made.exists()
+        assert pickle.loads(program) == {}
+        assert ("this" in sys.modules) != made.exists()
+        if made.exists():
+            made.rmdir()
+
+
 def test_a_name_that_is_text_is_not_imported_or_called_either(tmp_path):
     text = b"X\x08\x00\x00\x00os mkdir(X\x01\x00\x00\x00xtR."
-    with pytest.raises(ValueError, match="it calls 'os mkdir'"):
+    with pytest.raises(ValueError, match="it has a call that no dict of tensors needs"):
         read_torch_pickle(with_pickle(tmp_path / "x.bin", b"\x80\x02" + text))
 
 
@@ -128,9 +153,10 @@ PLACE = b"K\x00K\x03K\x04\x86q\tK\x04K\x01\x86"
         ),
         (b"torch\nFloatStorage", b"torch\nFloatStorag_", "it names 'torch FloatStorag_'"),
         (b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00x", "KeyError 'types/data/x'"),
+        (b"X\x03\x00\x00\x00f64", b")", "it has a dict whose keys are not all text"),
     ],
 )
-def test_numbers_outside_of_a_tensors_data_are_not_read(tmp_path, old, new, match):
+def test_what_torch_save_would_not_write_is_refused(tmp_path, old, new, match):
     program = entries_of(TORCH / "types.bin")["types/data.pkl"]
     assert old in program
     with pytest.raises(ValueError, match=match):
@@ -199,3 +225,30 @@ def test_the_file_of_another_program_is_opened_without_importing_it():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch'" not in done.stdout
+
+
+PAIRS = b")q\0" + 60 * b"h\0h\0\x86q\0"  # a tuple with 2**60 leaves
+DEEP = b")" + 100_000 * b"\x85"  # a tuple in a tuple in a tuple ...
+LONG = b"X\x40\x0d\x03\0" + 200_000 * b"x" + b"q\0" + 100_000 * b"h\0Q"  # storages made of a text
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *(bomb + after for bomb in (PAIRS, DEEP) for after in (b".", b")R.", b"Q.", b"}h\0s.")),
+        *(b"(" + b"K\0" + bomb + b"K\0K\0K\0tQ." for bomb in (PAIRS, DEEP)),
+        *(b"(" + b"K\0K\0" + bomb + b"K\0K\0tQ." for bomb in (PAIRS, DEEP)),
+        *(b"ctorch._utils\n_rebuild_tensor_v2\n(" + x + b"K\0))tR." for x in (PAIRS, DEEP)),
+        *(b"}X\x01\0\0\0x" + bomb + b"s." for bomb in (PAIRS, DEEP)),
+        LONG + b".",
+    ],
+)
+def test_a_crafted_pickle_costs_little_time_and_memory(program, tmp_path):
+    path = with_pickle(tmp_path / "x.bin", b"\x80\x02" + program)
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(ValueError) as error:
+        read_torch_pickle(path)
+    assert time.process_time() - start < 20 and tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
+    assert str(path) in str(error.value) and len(str(error.value)) < 600

@@ -1,6 +1,8 @@
 """Texts in other formats than plain UTF-8: CSV, other keys of JSON lines, UTF-16, and no text."""
 
+import io
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -38,11 +40,14 @@ def test_a_column_of_a_csv_file_has_the_texts(tmp_path):
 @pytest.mark.parametrize(
     "content, column, match",
     [
-        (CSV, None, "which of the columns text, label\\? say --text_column NAME"),
-        (CSV, "words", "it has no column 'words', but text, label"),
-        ("", None, "which of the columns "),
-        ('text\n"open', None, "a.csv: unexpected end of data"),
-        ('text\n"a"b\n', None, "a.csv: .* expected after"),
+        (CSV, None, "its columns are text, label: give --text_column NAME"),
+        (CSV, "words", "its columns are text, label: give --text_column NAME"),
+        ("id;text\n1;low\n", None, "its columns are id;text: .* put ',' between them"),
+        ("id,text\n1,low\n2\n", "text", "line 3 has only 1 columns"),
+        ("", None, "there is no text in it"),
+        ("text\n", None, "there is no text in it"),
+        ('text\n"open', None, "a.csv: line 2: unexpected end of data"),
+        ('text\nlow\n"a"b\n', None, "a.csv: line 3: .* expected after"),
         ("text\n" + "x" * 100, None, "line 2 has more than 64 characters"),
         ("text\n\udcff", None, "a.csv is not text in utf-8"),
     ],
@@ -90,14 +95,37 @@ def test_utf_16_that_is_cut_off_is_named(tmp_path):
         (b"PAR1\x15", "a parquet file"),
         (b"%PDF-1.7", "a PDF"),
         (b"\x1f\x8b\x08", "compressed with gzip"),
-        (b"BZh91AY", "compressed with bzip2"),
-        (b"\xfd7zXZ\0", "compressed with xz"),
+        ("low".encode("utf-32"), "text in UTF-32"),
     ],
 )
 def test_what_is_not_a_text_is_named_by_its_kind(start, kind, tmp_path):
     (tmp_path / "a.txt").write_bytes(start + bytes(100))
     with pytest.raises(ValueError, match=f"a.txt is {kind}, not a text"):
         texts(tmp_path / "a.txt", tmp_path / "keep")
+
+
+@pytest.mark.parametrize("data", [b"\xfd7zXZ\0", "low".encode("utf-16-le"), b"SQLite format 3\0"])
+def test_a_file_with_zero_bytes_is_not_a_text(data, tmp_path):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(ValueError, match="a.txt has zero bytes, so it is not a text"):
+        texts(tmp_path / "a.txt", tmp_path / "keep")
+
+
+def test_a_pipe_may_be_utf_16_and_errors_call_it_by_its_name(tmp_path, monkeypatch):
+    read, write = os.pipe()
+    os.write(write, "naïve\r\nlow".encode("utf-16"))
+    os.close(write)
+    assert texts(f"/dev/fd/{read}", tmp_path / "keep") == ["naïve\nlow"]
+    os.close(read)
+    monkeypatch.setattr(corpus.cli, "open_bytes", lambda name: io.BytesIO(b"PAR1"))
+    with pytest.raises(ValueError, match="^standard input is a parquet file"):
+        texts("-", tmp_path / "other")
+
+
+def test_a_column_without_a_table_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("low")
+    with pytest.raises(ValueError, match="--text_column has no effect: no text is a .csv"):
+        texts(tmp_path / "a.txt", tmp_path / "keep", text_column="text")
 
 
 def test_plain_text_is_not_copied_and_its_line_breaks_become_those_of_unix(tmp_path):
@@ -125,4 +153,4 @@ def test_memory_does_not_depend_on_the_length_of_a_csv_file(tmp_path):
     formats.plain_text(tmp_path / "a.csv", tmp_path / "copy", column="text")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (tmp_path / "copy.jsonl").stat().st_size > 8e6 and peak < 1e6
+    assert (tmp_path / "copy-utf8.jsonl").stat().st_size > 8e6 and peak < 1e6

@@ -128,10 +128,10 @@ def test_options_that_contradict_each_other(args, words, tmp_path, monkeypatch):
 
 
 def test_a_model_is_loaded_once_and_returned(unbroken, monkeypatch):
-    calls, load = [], training.options.load_encoder_hparams_and_params
+    calls, load = [], training.options.load
     monkeypatch.setattr(
         training.options,
-        "load_encoder_hparams_and_params",
+        "load",
         lambda *args, **options: calls.append(args) or load(*args, **options),
     )
     args = "--out", "out", "--init_from", unbroken[0]
