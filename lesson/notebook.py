@@ -7,11 +7,18 @@ import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
-FIRST_CELL = """\
-# Find the project around this notebook, or clone it.
-import importlib.util
+ROOT = Path(__file__).resolve().parent.parent
+CHOICE = re.compile(r'os\.environ\.get\("(\w+)", "(.*?)"\)')  # finds names and usual values
+CHOICES = """\
+# Choose a prompt and a model here, before you run the other cells. The numbers in the prose are
+# those of {usual}.
 import os
+
+"""
+FIND_PROJECT = """\
+# Find the project around this notebook, or clone it and install what it needs.
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +31,8 @@ if root is None:
         raise FileNotFoundError("gpt2_pico.py is not here: move this notebook into the project")
     root = places[-1]
     subprocess.run(["git", "clone", "--depth", "1", address, str(root)], check=True)
-os.chdir(root)
-needed = "numpy", "regex", "requests", "tqdm", "matplotlib"
-if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
+    packages = ["-r", str(root / "requirements.txt"), "matplotlib"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)
 sys.path[:0] = [str(root), str(root / "lesson")]
 
 from IPython.display import SVG
@@ -48,7 +53,12 @@ def notebook_of(text, results, pictures, source, target):
     def is_folded(i):
         return text.count(OPEN, 0, i) > text.count(CLOSE, 0, i)
 
-    cells, prose = [code_cell(FIRST_CELL.format(address=origin()))], ""
+    cells, prose = [code_cell(FIND_PROJECT.format(address=origin()))], ""
+    if choices := CHOICE.findall(text):
+        usual = " and ".join(f'"{value}"' for _, value in choices)
+        values = [(name, os.environ.get(name, value)) for name, value in choices]
+        lines = [f"os.environ[{name!r}] = {value!r}" for name, value in values]
+        cells.insert(0, code_cell(CHOICES.format(usual=usual) + "\n".join(lines)))
     end = 0  # where the part before ends
     for part, result in results:
         prose += text[end : part.start()]
@@ -58,7 +68,8 @@ def notebook_of(text, results, pictures, source, target):
             cells += prose_cells(prose, is_folded(part.start()), source, target)
             prose = f"{OPEN}\n" if is_folded(part.end()) else ""  # The answer goes on.
             if part["picture"]:
-                call = f"SVG(pictures.{part['picture']}({part['values']}))"
+                function = part["picture"].partition("_")[0]
+                call = f"SVG(pictures.{function}({part['values']}))"
                 svg = {"image/svg+xml": pictures[part["picture"]], "text/plain": "a picture"}
                 output = {"output_type": "display_data", "data": svg, "metadata": {}}
                 cells.append(code_cell(call, output))
@@ -107,6 +118,7 @@ def origin():
     """Return where this checkout was cloned from, or "" if that is unknown."""
     command = ["git", "config", "--get", "remote.origin.url"]
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
     except OSError:  # no git
         return ""

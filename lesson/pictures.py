@@ -8,12 +8,15 @@ background is white, because a reader's page may be dark.
 import io
 
 import matplotlib
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLUE, RED, GREY = "#0072B2", "#D55E00", "#888888"
 STYLE = {
     "svg.hashsalt": "lesson",  # Otherwise the file would contain random names.
     "svg.fonttype": "path",  # A reader may not have the font.
+    "text.parse_math": False,  # A token may contain dollar signs.
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -62,9 +65,80 @@ def diverging(rows):
     return {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
 
 
+CHAPTERS = {  # what the drawing of the model marks in each chapter
+    "The whole model": [],
+    "Text to numbers": ["text", "ids"],
+    "Numbers with a meaning": ["embedding + position", "layer norm"],
+    "Attention": ["attention"],
+    "The network": ["+", "MLP", "blocks", "product with all embeddings"],
+    "Numbers to text": ["next token", "loop"],
+    "Beyond": ["gradient"],
+}
+
+
+@picture
+def model(figure, chapter, text, ids, shape, n_blocks, choice):
+    """Draw the model from top to bottom. shape: of the embeddings; choice: the next token."""
+    axes = one(figure, 4.2, 4.4)
+    axes.set(xlim=(0, 4.2), ylim=(9.45, -0.45))
+    axes.axis("off")
+    marked, stream = CHAPTERS[chapter], 0.85  # the residual stream flows down at this x
+
+    def color(name):
+        return BLUE if name in marked else GREY
+
+    def box(name, left, right, y, inside):
+        fill, width = ("#CCE3F0", 1.8) if name in marked else ("white", 1)
+        line = {"edgecolor": color(name), "linewidth": width, "facecolor": fill, "zorder": 2}
+        axes.add_patch(Rectangle((left, y - 0.34), right - left, 0.68, **line))
+        inside = inside if len(inside) < 28 else inside[:27] + "…"
+        axes.text((left + right) / 2, y, inside, ha="center", va="center", zorder=3)
+
+    def arrow(name, *points):
+        line = {"color": color(name), "linewidth": 1.8 if name in marked else 1}
+        if name == "stream" and "gradient" in marked:  # from the loss back to the tables
+            points, line["color"] = points[::-1], RED
+        axes.plot(*zip(*points), **line, zorder=1)
+        head = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **line}
+        axes.annotate("", points[-1], points[-2], arrowprops=head)
+
+    n, (n_vocab, e) = len(ids), shape
+    for y, name, inside, result in (
+        (0, "text", repr(text), "text"),
+        (1, "ids", " ".join(map(str, ids)), f"ids [{n}]"),
+        (2, "embedding + position", "embedding + position", f"rows [{n}, {e}]"),
+        (7, "layer norm", "layer norm", f"[{n}, {e}]"),
+        (
+            8,
+            "product with all embeddings",
+            "product with all embeddings",
+            f"logits [{n}, {n_vocab}]",
+        ),
+        (9, "next token", repr(choice), "next token"),
+    ):
+        box(name, 0.4, 2.75, y, inside)
+        axes.text(2.85, y, result, va="center", color="#555555")
+    frame = {"facecolor": "none", "edgecolor": color("blocks"), "linestyle": "--"}
+    axes.add_patch(Rectangle((0.4, 2.5), 3.75, 4, **frame))
+    axes.text(4.08, 6.2, f"{n_blocks} blocks", ha="right", va="center", color=color("blocks"))
+    for y, above, part in (3, 2.34, "attention"), (5, 4.24, "MLP"):
+        box("layer norm", 1.4, 2.5, y, "layer norm")
+        box(part, 2.9, 4, y, part)
+        circle = {"boxstyle": "circle", "facecolor": "white", "edgecolor": color("+")}
+        axes.text(stream, y + 1, "+", ha="center", va="center", bbox=circle)
+        arrow("stream", (stream, above), (stream, y + 0.76))
+        arrow("stream", (stream, y), (1.4, y))
+        arrow("stream", (2.5, y), (2.9, y))
+        arrow("stream", (3.45, y + 0.34), (3.45, y + 1), (stream + 0.12, y + 1))
+    for y in 0, 1, 6, 7, 8:
+        start = 0.24 if y == 6 else 0.34
+        arrow("stream" if y in (6, 7) else "other", (stream, y + start), (stream, y + 0.66))
+    arrow("loop", (0.4, 9), (0.15, 9), (0.15, 1), (0.4, 1))
+
+
 @picture
 def merges(figure, steps):
-    axes = one(figure, 6.4, 0.42 * len(steps) + 0.3)
+    axes = one(figure, 4.2, 0.36 * len(steps))
     for level, tokens in enumerate(steps):
         left = 0
         for token in tokens:
@@ -73,10 +147,10 @@ def merges(figure, steps):
             axes.text(left + len(token) / 2, level, token, ha="center", va="center", **font)
             fill, edge = ("#CCE3F0", BLUE) if new and level else ("white", GREY)
             corner, width = (left + 0.04, level - 0.4), len(token) - 0.08
-            box = matplotlib.patches.Rectangle(corner, width, 0.8, facecolor=fill, edgecolor=edge)
+            box = Rectangle(corner, width, 0.8, facecolor=fill, edgecolor=edge)
             axes.add_patch(box)
             left += len(token)
-    axes.set(xlim=(0, sum(map(len, steps[0]))), ylim=(-0.5, len(steps) - 0.5))
+    axes.set(xlim=(0, sum(map(len, steps[0]))), ylim=(len(steps) - 0.5, -0.5))
     axes.axis("off")
 
 
@@ -88,17 +162,6 @@ def positions(figure, similarity, every):
         similarity, extent=(0, end, end, 0), interpolation="nearest", **diverging(similarity)
     )
     figure.colorbar(image, label="cosine")
-
-
-@picture
-def strips(figure, q, k, v, tokens):
-    figure.set_size_inches(6.4, 3.4)
-    for axes, rows, name in zip(
-        figure.subplots(3, sharex=True), (q, k, v), ("query", "key", "value")
-    ):
-        image = grid(axes, rows, [*map(shown, tokens)], **diverging(q + k + v))
-        axes.set_title(name, fontsize=9)
-    figure.colorbar(image, ax=figure.axes)
 
 
 @picture
@@ -132,7 +195,7 @@ def heads(figure, maps, tokens):
 
 @picture
 def stream(figure, lengths, added):
-    axes = one(figure, 6.4, 2.8, xlabel="part", ylabel="length of the row")
+    axes = one(figure, 4.6, 3, xlabel="part", ylabel="length of the row")
     names = ["embedding"]
     for i in range(len(lengths) // 2):
         names += [f"attention {i}", f"MLP {i}"]
@@ -144,7 +207,7 @@ def stream(figure, lengths, added):
 
 @picture
 def switch(figure, at, curve, edges, counts):
-    axes = one(figure, 5.2, 2.8, xlabel="input", ylabel="output")
+    axes = one(figure, 4.2, 2.6, xlabel="input", ylabel="output")
     behind = axes.twinx()
     behind.stairs(counts, edges, fill=True, color=GREY, alpha=0.3)
     behind.set_ylabel("number of inputs", color=GREY)
@@ -157,39 +220,40 @@ def switch(figure, at, curve, edges, counts):
 
 @picture
 def lens(figure, best, p, tokens):
-    axes = one(figure, 6.4, 0.34 * len(best) + 0.7, xlabel="token of the prompt")
-    depths = [f"after {i} blocks" for i in range(len(best))]
-    image = grid(axes, p, depths, [*map(shown, tokens)], cmap="Blues", vmin=0, vmax=1)
+    labels = {"xlabel": "token of the prompt", "ylabel": "number of blocks"}
+    axes = one(figure, 0.6 * len(tokens) + 0.6, 0.42 * len(best) + 0.6, **labels)
+    colours = PowerNorm(0.5, 0, 1)  # small probabilities differ, too
+    grid(axes, p, [*range(len(best))], [*map(shown, tokens)], cmap="Blues", norm=colours)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     for i, row in enumerate(best):
         for j, token in enumerate(row):
-            color = "white" if p[i][j] > 0.6 else "black"
-            axes.text(j, i, shown(token), ha="center", va="center", color=color)
-    figure.colorbar(image, label="probability")
+            font = {"color": "white" if p[i][j] > 0.3 else "black", "fontsize": 8}
+            cell = f"{shown(token)}\n{100 * p[i][j]:.0f} %"
+            axes.text(j, i, cell, ha="center", va="center", **font)
 
 
 @picture
-def best(figure, tokens, p):
-    axes = one(figure, 5.2, 2.4, xlabel="probability in percent")
-    axes.barh(range(len(p)), p, color=BLUE)
-    axes.set_yticks(range(len(p)), [*map(shown, tokens)])
-    axes.invert_yaxis()
-
-
-@picture
-def temperatures(figure, ranks, curves):
-    axes = one(figure, 5.2, 2.8, xlabel="most likely tokens", ylabel="their total probability")
-    for curve, color, line, t in zip(curves, (BLUE, "black", RED), ("--", "-", ":"), (0.5, 1, 2)):
-        axes.plot(ranks, curve, color=color, linestyle=line, label=f"temperature {t}")
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+def temperatures(figure, tokens, curves):
+    """Draw a panel for each temperature. curves: percent for each token, and for all others."""
+    figure.set_size_inches(4.2, 2.6)
+    names = [*map(shown, tokens), "all others"]
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, percents, temperature in zip(panels, curves, (0.5, 1, 2)):
+        axes.barh(range(len(names)), percents, color=[BLUE] * len(tokens) + [GREY])
+        for i, percent in enumerate(percents):
+            axes.text(percent + 3, i, f"{percent:.0f} %", va="center", fontsize=8)
+        axes.set_title(f"temperature {temperature}", fontsize=9)
+        axes.set(xlim=(0, 140), xticks=[])
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()  # and those beside it
 
 
 @picture
 def context(figure, seen, losses):
-    axes = one(figure, 5.2, 2.4, xlabel="tokens that the model sees", ylabel="nats per token")
+    axes = one(figure, 4.2, 2.4, xlabel="tokens that the model sees", ylabel="nats per token")
     axes.plot(seen, losses, color=BLUE, marker="o", markersize=4)
     axes.set_xscale("log")
     axes.set_xticks(seen, map(str, seen))
@@ -198,32 +262,7 @@ def context(figure, seen, losses):
 
 @picture
 def cache(figure, lengths, plain, cached):
-    axes = one(figure, 5.2, 2.6, xlabel="tokens in the text", ylabel="million multiplications")
+    axes = one(figure, 4.2, 2.6, xlabel="tokens in the text", ylabel="million multiplications")
     axes.plot(lengths, plain, color=RED, linestyle="--", label="without a cache")
     axes.plot(lengths, cached, color=BLUE, label="with a cache")
     axes.legend(frameon=False)
-
-
-@picture
-def training(figure, shown, held_out):
-    figure.set_size_inches(6.4, 2.4)
-    curves = ("shown", shown, BLUE), ("held out", held_out, RED)
-    for axes, (name, losses, color) in zip(figure.subplots(1, 2), curves):
-        axes.plot(losses, color=color, marker="o", markersize=4)
-        span = max(losses) - min(losses)
-        axes.set_title(f"{name}: a range of {span:.2f} nats", fontsize=9)
-        axes.set(xlabel="steps", ylabel="nats per token")
-
-
-@picture
-def breaks(figure, names, costs, blind):
-    axes = one(figure, 6.4, 4.0, xlabel="nats per token")
-    colours = [GREY if name == "unchanged" else BLUE for name in names]
-    axes.barh(range(len(costs)), costs, color=colours)
-    axes.axvline(blind, color=RED, linestyle="--", label="blind guessing")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(0, 1.06 * max(costs))
-    for i, cost in enumerate(costs):
-        axes.text(cost, i, f"{cost:.2f} ", va="center", ha="right", color="white", fontsize=7)
-    axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right")

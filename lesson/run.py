@@ -5,6 +5,7 @@
     python lesson/run.py --write                      put the new outputs, quotes and pictures in
     python lesson/run.py --notebook lesson.ipynb      write a notebook with the outputs
     GPT2_MODEL=124M python lesson/run.py              print the text with another model's outputs
+    GPT2_PROMPT="ROMEO:" python lesson/run.py         print the text with another prompt's outputs
 
 Three kinds of parts are checked:
 
@@ -13,7 +14,8 @@ Three kinds of parts are checked:
     <!-- quote gpt2_pico.mha: n, e ... d = -->   The fence below quotes this function, here from
                                                  the line with "n, e" to the next one with "d =".
     <!-- picture heads: weights, tokens -->      The picture below is drawn from these variables,
-                                                 by the function heads in pictures.py.
+                                                 by the function heads in pictures.py. model_1
+                                                 and model_2 are both drawn by model.
 
 All code of a file shares its variables. Numbers with a decimal point may differ by one unit of
 their last digit, since processors round differently. Everything else has to be equal. What the
@@ -32,8 +34,12 @@ import textwrap
 import traceback
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from notebook import CHOICE, notebook_of  # noqa: E402
 
 import cli  # noqa: E402
 from model_files.files import read_bytes, read_json, write_atomic  # noqa: E402
@@ -45,6 +51,7 @@ PART = re.compile(
     r"|^<!-- picture (?P<picture>\w+): (?P<values>[^\n]+) -->\n(?P<image>!\[[^\n]+)\n",
     re.DOTALL | re.MULTILINE,
 )
+BAR = {"unit": " parts", "leave": False, "disable": None}  # shown only in a terminal
 DECIMAL = re.compile(r" *-?\d+\.\d+")  # with its padding, which depends on the sign
 
 
@@ -193,11 +200,11 @@ def write(path, text, results):
 
 def drawn(directory, results):
     """Yield (name, SVG, values) of each picture. One that is up to date is not drawn again."""
-    for part, values in results:
-        name = part["picture"]
-        if name and picture_fault(directory, name, values):
+    shown = [(part["picture"], values) for part, values in results if part["picture"]]
+    for name, values in tqdm(shown, "pictures", **BAR):
+        if picture_fault(directory, name, values):
             yield name, draw(name, values), values
-        elif name:
+        else:
             svg = (directory / f"{name}.svg").read_text(encoding="utf-8")
             yield name, svg, read_plotted(directory)[name]["values"]
 
@@ -207,7 +214,7 @@ def draw(name, values):
     try:
         import pictures
 
-        return getattr(pictures, name)(*values)
+        return getattr(pictures, name.partition("_")[0])(*values)
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install -r requirements-dev.txt") from None
     except Exception as error:
@@ -250,24 +257,23 @@ def work(args):
         raise cli.UsageError(f"{notebook} is not a file in a directory that exists")
     if notebook and (args.write or len(files) > 1 or notebook.resolve() == files[0].resolve()):
         raise cli.UsageError("--notebook takes one file and writes another: leave out --write")
-    other_model = os.environ.get("GPT2_MODEL", "shakespeare") != "shakespeare"
-    if other_model and args.write:
-        raise cli.UsageError("--write needs the model of this repository: unset GPT2_MODEL")
-    if not other_model:  # It is so small that threads would only wait for each other.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     texts = [read_text(path) for path in files]
-    os.chdir(ROOT)
+    choices = CHOICE.findall("".join(texts))
+    changed = [name for name, usual in choices if os.environ.get(name, usual) != usual]
+    if changed and args.write:
+        names = " and ".join(changed)
+        raise cli.UsageError(f"--write needs the usual prompt and model: unset {names}")
+    if "GPT2_MODEL" not in changed:  # On a small model, threads would only wait for each other.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     is_good = True
     for path, text in zip(files, texts):
         results = run(text, str(path), {})
-        if other_model and not notebook:
+        if changed and not notebook:
             for piece in rewritten(text, results):
                 print(piece, end="", flush=True)
             continue
-        results = list(results)
+        results = list(tqdm(results, path.name, len(PART.findall(text)), **BAR))
         if notebook:
-            from notebook import notebook_of
-
             pictures = {name: svg for name, svg, _ in drawn(path.parent / "pictures", results)}
             directories = path.parent.resolve(), notebook.parent.resolve()
             write_text(notebook, notebook_of(text, results, pictures, *directories))

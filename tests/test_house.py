@@ -128,8 +128,8 @@ def test_the_top_level_has_at_most_ten_modules():
     assert {*TOP} <= {*COMMANDS, "gpt2", "fast", "encoder", "utils", "cli"} and len(TOP) <= 10
 
 
-def test_the_product_has_at_most_8000_lines():
-    assert sum(map(n_lines, [*FILES.values(), *ROOT.glob("lesson/*.py")])) <= 8000
+def test_the_product_has_at_most_8700_lines():
+    assert sum(map(n_lines, [*FILES.values(), *ROOT.glob("lesson/*.py")])) <= 8700
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 
@@ -14,8 +15,12 @@ from conftest import GOLDEN, ROOT
 
 sys.path.insert(0, str(ROOT / "lesson"))
 
+import notebook
 import run
 from notebook import notebook_of
+
+from gpt2 import generate
+from utils import load_encoder_hparams_and_params
 
 LESSON = ROOT / "lesson" / "README.md"
 TEXT = LESSON.read_text(encoding="utf-8")
@@ -25,24 +30,28 @@ GOLDEN_ARRAYS = np.load(GOLDEN / "lesson.npz")
 RUN = """
 import pickle, sys
 from pathlib import Path
-sys.path[:0] = ["lesson", "."]
+out, lesson, *names = sys.argv[1:]
+sys.path.insert(0, lesson)
 import run
-text, variables = Path("lesson/README.md").read_text(encoding="utf-8"), {}
+text, variables = run.read_text(run.LESSON), {}
 results = [result for _, result in run.run(text, "README.md", variables)]
-arrays = {name: variables[name] for name in sys.argv[2:]}
-Path(sys.argv[1]).write_bytes(pickle.dumps((results, arrays)))
+arrays = {name: variables[name] for name in names}
+Path(out).write_bytes(pickle.dumps((results, arrays)))
 """
 
 
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory):
     """Return [(part, result), ...] and the final arrays. They are computed in another process,
-    because it takes one thread, and that has to be set before NumPy is imported."""
-    out = tmp_path_factory.mktemp("lesson") / "results"
+    because it takes one thread, and that has to be set before NumPy is imported. The directory is
+    an empty one: the lesson works in any."""
+    empty = tmp_path_factory.mktemp("lesson")
+    out = empty / "results"
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    environment.pop("GPT2_MODEL", None)
-    args = [sys.executable, "-c", RUN, str(out), *GOLDEN_ARRAYS]
-    subprocess.run(args, cwd=ROOT, env=environment, check=True, timeout=600)
+    for name in "GPT2_MODEL", "GPT2_PROMPT":
+        environment.pop(name, None)
+    args = [sys.executable, "-c", RUN, str(out), str(LESSON.parent), *GOLDEN_ARRAYS]
+    subprocess.run(args, cwd=empty, env=environment, check=True, timeout=600)
     results, arrays = pickle.loads(out.read_bytes())
     return list(zip(PARTS, results, strict=True)), arrays
 
@@ -64,7 +73,7 @@ def test_there_are_twenty_steps_and_each_has_all_its_parts():
 def test_files_name_the_steps_that_quote_them_or_lead_to_them():
     steps = re.split(r"^## \d+ ", TEXT, flags=re.MULTILINE)
     named = {}
-    folders = "model_files", "training"
+    folders = "model_files", "training", "lesson"
     for path in [*ROOT.glob("*.py"), *(x for name in folders for x in ROOT.glob(f"{name}/*.py"))]:
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         if found := re.search(r"Lesson: steps? (\d+)(?: to (\d+))?(?: and (\d+))?\.", doc):
@@ -105,6 +114,21 @@ def test_any_wrong_number_is_found(lesson):
     assert n_numbers > 500
 
 
+def test_every_broken_model_stands_in_the_table_with_what_it_writes():
+    """The unchanged model writes what the fast program writes."""
+    outputs = [part["output"] or "" for part in PARTS]
+    broken = re.findall(r"^ *(\d+\.\d{3}) ([^:\n]+): (['\"].*)$", "".join(outputs), re.M)
+    table = re.findall(r"^ *(\d+\.\d{3}) (\S.*?) +(['\"].*)$", outputs[-1], re.M)
+    assert len(table) == outputs[-1].count("\n") > 25
+    assert {*table} == {*broken, (f"{np.log(2048):.3f}", "blind guessing", "''")}
+    costs = [float(cost) for cost, _, _ in table]
+    assert costs == sorted(costs, reverse=True)
+    encoder, hparams, params = load_encoder_hparams_and_params("shakespeare", ROOT / "models")
+    ids = [*generate(encoder.encode("ROMEO:"), params, hparams, 16)]
+    assert [text for _, label, text in table if label == "unchanged"] == [repr(encoder.decode(ids))]
+    assert max(map(len, outputs[-1].split("\n"))) <= 100
+
+
 def test_decimals_in_the_prose_occur_in_the_outputs():
     """So no sentence can keep a number that the model does not print any more."""
     printed = " ".join(part["output"] or "" for part in PARTS).replace(",", "")
@@ -113,6 +137,7 @@ def test_decimals_in_the_prose_occur_in_the_outputs():
     given = {
         "154,998",
         "50,257",
+        "8,500",
         "2,200",
         "0.00001",
         "0.9",
@@ -120,6 +145,31 @@ def test_decimals_in_the_prose_occur_in_the_outputs():
     numbers = set(re.findall(r"\d+\.\d+|\d+,\d+", prose)) - given
     assert [x for x in sorted(numbers) if x.replace(",", "") not in found] == []
     assert len(numbers) > 4
+
+
+def test_each_function_of_mine_py_is_written_in_the_step_that_it_names():
+    text = (ROOT / "lesson" / "mine.py").read_text(encoding="utf-8")
+    to_write = re.findall(r"^# Step (\d+)\.(?:(?!^# Step).)*?^def (\w+)", text, re.M | re.S)
+    steps = re.split(r"^## \d+ ", TEXT, flags=re.MULTILINE)
+    named = [
+        (str(number), name)
+        for number, step in enumerate(steps)
+        for sentence in re.findall(r"^\*\*Write it\.\*\*(.+?)\n\n", step, re.M | re.S)
+        for name in re.findall(r"`(\w+)`", sentence)
+    ]
+    named.remove(("7", "gpt2"))  # its first line
+    assert named == to_write and len(named) == 11
+
+
+def test_the_lesson_has_at_most_8500_words_and_an_exam():
+    prose = re.sub(r"^```.*?^```|<!--.*?-->", "", TEXT, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^\|.*$|\]\([^)]*\)", "", prose, flags=re.MULTILINE)
+    assert len(prose.split()) <= 8500
+    exam = TEXT.split("\n## Exam\n")[1]
+    answered = (
+        r"\*\*(\d+)\.\*\* [^<]+\?\n\n<details><summary>Answer</summary>\n\n[^<]+\.\n\n</details>"
+    )
+    assert re.findall(answered, exam) == [str(i) for i in range(1, 16)]
 
 
 def test_the_model_was_not_trained_on_the_passage(shared):
@@ -177,15 +227,19 @@ def paths(values):
 
 
 def test_a_picture_that_is_missing_or_out_of_date_or_was_changed_is_found(tmp_path):
-    for path in PICTURES / "best.svg", PICTURES / "plotted.json":
+    for path in PICTURES / "context.svg", PICTURES / "plotted.json":
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    values = run.read_plotted(PICTURES)["best"]["values"]
-    assert run.picture_fault(tmp_path, "best", values) == ""
+    values = run.read_plotted(PICTURES)["context"]["values"]
+    assert run.picture_fault(tmp_path, "context", values) == ""
     assert "the picture heads is missing" in run.picture_fault(tmp_path, "heads", values)
-    assert "drawn in best.svg:\n" in run.picture_fault(tmp_path, "best", [values[0], values[1][1:]])
-    svg = (tmp_path / "best.svg").read_text(encoding="utf-8")
-    (tmp_path / "best.svg").write_text(svg.replace("L 1", "L 2", 1), encoding="utf-8")
-    assert "best.svg was changed after it was drawn" in run.picture_fault(tmp_path, "best", values)
+    assert "drawn in context.svg:\n" in run.picture_fault(
+        tmp_path, "context", [values[0], values[1][1:]]
+    )
+    svg = (tmp_path / "context.svg").read_text(encoding="utf-8")
+    (tmp_path / "context.svg").write_text(svg.replace("L 1", "L 2", 1), encoding="utf-8")
+    assert "context.svg was changed after it was drawn" in run.picture_fault(
+        tmp_path, "context", values
+    )
 
 
 def test_pictures_are_small_readable_on_a_dark_page_and_say_what_they_show():
@@ -207,14 +261,9 @@ def test_writing_puts_outputs_quotes_and_pictures_into_the_page(tmp_path):
     page = tmp_path / "page.md"
     empty = "<!-- quote gpt2_pico.linear -->\n```python\n```\n"
     page.write_text(
-        "# A\n\n```python\nx = [0.5, 2]\nprint(x)\n```\n\n<!-- picture best: ['a', 'b'], x -->\n"
-        f"![two bars](pictures/best.svg)\n\n{empty}\n```python\nx.pop()\n```\n\nend\n",
+        "# A\n\n```python\nx = [0.5, 2]\nprint(x)\n```\n\n<!-- picture context_2: x, x -->\n"
+        f"![two points](pictures/context_2.svg)\n\n{empty}\n```python\nx.pop()\n```\n\nend\n",
         encoding="utf-8",
-    )
-    page.write_text(
-        page.read_text()
-        .replace("['a', 'b'], x", "words, x")
-        .replace("x = [", "words = ['a', 'b']\nx = [")
     )
     command = [sys.executable, str(ROOT / "lesson" / "run.py"), str(page)]
     assert subprocess.run(command, capture_output=True).returncode == 1
@@ -222,7 +271,7 @@ def test_writing_puts_outputs_quotes_and_pictures_into_the_page(tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "print(x)\n```\n\n```\n[0.5, 2]\n```\n" in text
     assert "return x @ w + b\n```\n" in text and "x.pop()\n```\n\nend\n" in text
-    assert (tmp_path / "pictures" / "best.svg").exists()
+    assert (tmp_path / "pictures" / "context_2.svg").exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, f"{page}: everything matches\n")
     page.write_text(text.replace("[0.5, 2]\n```", "[0.7, 2]\n```"), encoding="utf-8")
@@ -292,20 +341,44 @@ def test_a_file_is_replaced_as_a_whole_and_keeps_its_mode(tmp_path):
         assert (status, said, json.loads(printed)["nbformat"]) == (0, "", 4)
 
 
-def test_any_other_model_can_be_shown(models_dir):
+@pytest.mark.parametrize("prompt", ["To be, or not to", "A", '$$ "{x}"\\ \n\té☃😀 東'])
+def test_any_other_model_and_prompt_can_be_shown(prompt, models_dir):
     """A tiny model: all sizes differ, and the context is 32. Nothing is compared or written."""
     environment = {
         **os.environ,
-        "GPT2_MODEL": str(models_dir / "tiny"),
+        "GPT2_MODEL": "./tiny",  # found from the directory in which the command runs
+        "GPT2_PROMPT": prompt,
         "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "error::RuntimeWarning",
     }
     command = [sys.executable, str(ROOT / "lesson" / "run.py")]
-    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    options = {"capture_output": True, "env": environment, "cwd": models_dir}
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0, done.stderr
     text = done.stdout.decode("utf-8").replace("\r\n", "\n")
-    assert "wte.weight             [260, 16] " in text and text.startswith(TEXT[:100])
+    assert "    wte [260, 16]\n" in text and text.startswith(TEXT[:100])
+    assert f"{prompt}\n```\n" in text and done.stderr == b""
     assert LESSON.read_text(encoding="utf-8") == TEXT
-    done = subprocess.run([*command, "--write"], capture_output=True, env=environment)
-    assert done.returncode == 2 and b"unset GPT2_MODEL" in done.stderr
+    done = subprocess.run([*command, "--write"], **options)
+    changed = b"GPT2_MODEL" if prompt == "To be, or not to" else b"GPT2_PROMPT and GPT2_MODEL"
+    assert done.returncode == 2 and b": unset " + changed in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("options", [[], ["--write"], ["--notebook", "book.ipynb"]])
+def test_a_bar_is_shown_in_a_terminal_only(options, tmp_path):
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
+    (tmp_path / "page.md").write_text("```python\nx = 1\n```\n")
+    command = [sys.executable, str(ROOT / "lesson" / "run.py"), "page.md", *options]
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=end)
+    os.close(end)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert (done.returncode, done.stdout) == (0, b"") and "\rpage.md: " in shown
+    assert "/1 [" in shown
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"\r" not in done.stderr.replace(b"\r\n", b"\n")
 
 
 # The notebook
@@ -318,12 +391,13 @@ def book(lesson, tmp_path_factory):
 
 
 def test_the_notebook_has_the_same_code_outputs_and_pictures(lesson, book):
-    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"][1:]
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"][2:]
     parts = [(part, result) for part, result in lesson[0] if not part["quote"]]
     for cell, (part, result) in zip(code, parts, strict=True):
         compile(cell["source"], "cell", "exec")
         if part["picture"]:
-            assert cell["source"] == f"SVG(pictures.{part['picture']}({part['values']}))"
+            function = re.match("[a-z]+", part["picture"])[0]
+            assert cell["source"] == f"SVG(pictures.{function}({part['values']}))"
             assert cell["outputs"][0]["data"]["image/svg+xml"].startswith("<?xml")
         else:
             assert cell["source"] == part["code"].strip()
@@ -349,9 +423,27 @@ def test_the_notebook_has_the_same_prose_with_answers_folded(book):
     assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
 
 
+def test_its_first_cell_chooses_the_prompt_and_the_model(monkeypatch):
+    def first_cell(text):
+        book = json.loads(notebook_of(text, [], {}, LESSON.parent, ROOT))
+        return book["cells"][0]["source"]
+
+    values = {"GPT2_PROMPT": "To be, or not to", "GPT2_MODEL": "shakespeare"}
+    monkeypatch.setattr(os, "environ", {})
+    source = first_cell(TEXT)
+    assert '# those of "To be, or not to" and "shakespeare".' in source
+    exec(source.replace("To be", "\\'é"), {})
+    assert os.environ == values | {"GPT2_PROMPT": "'é, or not to"}
+    again = first_cell(TEXT)
+    monkeypatch.setattr(os, "environ", {})  # The notebook was made with that prompt, so it has it.
+    exec(again, {})
+    assert os.environ == values | {"GPT2_PROMPT": "'é, or not to"}
+    assert first_cell("A page.").startswith("# Find the project")  # There is nothing to choose.
+
+
 @pytest.mark.parametrize("place", ["inside", "outside"])
 def test_its_first_cell_finds_the_checkout_or_clones_it(book, place, tmp_path):
-    cell = re.sub("address = .*", f"address = {str(ROOT)!r}", book["cells"][0]["source"])
+    cell = re.sub("address = .*", f"address = {str(ROOT)!r}", book["cells"][1]["source"])
     (tmp_path / "IPython").mkdir()
     (tmp_path / "IPython" / "display.py").write_text("SVG = str\n")
     where = ROOT / "docs" if place == "inside" else tmp_path / "empty"
@@ -366,6 +458,13 @@ def test_its_first_cell_finds_the_checkout_or_clones_it(book, place, tmp_path):
         pytest.skip("no clone without a repository")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(ROOT if place == "inside" else where / "gpt2")
+
+
+def test_it_clones_from_where_the_project_came_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    for args in ["init", "-q"], ["config", "remote.origin.url", "https://example.org/gpt2"]:
+        subprocess.run(["git", *args], cwd=tmp_path, check=True)
+    assert notebook.origin() == "https://example.org/gpt2"
 
 
 # What the pictures show
@@ -386,7 +485,7 @@ def draw(monkeypatch):
 
     def draw(name, *values):
         values = values or run.read_plotted(PICTURES)[name]["values"]
-        getattr(pictures, name)(*values)
+        getattr(pictures, name.partition("_")[0])(*values)
         return figures[-1].axes, values
 
     monkeypatch.setattr(pictures, "Figure", Watched)
@@ -432,14 +531,6 @@ def test_curves_belong_to_the_names_beside_them(draw):
     (steps,) = behind.patches
     assert [x.tolist() for x in steps.get_data()[:2]] == [counts, edges]
 
-    (axes,), (ranks, curves) = draw("temperatures")
-    names = [f"temperature {t}" for t in (0.5, 1, 2)]
-    assert curves_of(axes) == {name: (ranks, curve) for name, curve in zip(names, curves)}
-    assert (
-        curves[0][0] > curves[1][0] > curves[2][0]
-    )  # a low temperature favours the likeliest token
-    assert (axes.get_xscale(), axes.get_ylim()) == ("log", (0, 1))
-
     (axes,), (seen, losses) = draw("context")
     assert [*curves_of(axes).values()] == [(seen, losses)]
     assert axes.get_xscale() == "log" and names_of(axes.xaxis) == [*map(str, seen)]
@@ -451,29 +542,18 @@ def test_curves_belong_to_the_names_beside_them(draw):
     }
     assert plain[-1] > cached[-1]
 
-    both, (shown, held_out) = draw("training")
-    found = {axes.get_title(): [y for _, y in curves_of(axes).values()] for axes in both}
-    spans = [max(losses) - min(losses) for losses in (shown, held_out)]
-    assert found == {
-        f"shown: a range of {spans[0]:.2f} nats": [shown],
-        f"held out: a range of {spans[1]:.2f} nats": [held_out],
-    }
-
 
 def test_bars_belong_to_the_names_beside_them(draw):
-    (axes,), (tokens, p) = draw("best")
-    assert [bar.get_width() for bar in axes.patches] == p == sorted(p, reverse=True)
-    assert names_of(axes.yaxis) == spelled(tokens) and axes.yaxis_inverted()  # the first on top
-
-    (axes,), (names, costs, blind) = draw("breaks")
-    assert [bar.get_width() for bar in axes.patches] == costs
-    assert names_of(axes.yaxis) == names and axes.yaxis_inverted()
-    assert curves_of(axes) == {"blind guessing": ([blind, blind], [0, 1])}
-    assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] >= max(costs)
-    colours = [bar.get_facecolor() for bar in axes.patches]
-    assert colours.count(colours[names.index("unchanged")]) == 1
-    written = {(cost, i): f"{cost:.2f} " for i, cost in enumerate(costs)}
-    assert texts_of(axes) == written
+    panels, (tokens, curves) = draw("temperatures")
+    assert len(curves) == 3 and curves[0][0] > curves[1][0] > curves[2][0]  # a low one favours it
+    for axes, temperature, percents in zip(panels, (0.5, 1, 2), curves, strict=True):
+        assert axes.get_title() == f"temperature {temperature}"
+        assert [bar.get_width() for bar in axes.patches] == percents
+        assert abs(sum(percents) - 100) < 0.01
+        written = {(percent + 3, i): f"{percent:.0f} %" for i, percent in enumerate(percents)}
+        assert texts_of(axes) == written
+        assert axes.yaxis_inverted() and axes.get_xlim() == panels[0].get_xlim()  # one scale
+    assert names_of(panels[0].yaxis) == [*spelled(tokens), "all others"]
 
 
 def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
@@ -482,14 +562,6 @@ def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
     end = every * len(similarity)
     assert [*axes.get_images()[0].get_extent()] == [0, end, end, 0]
 
-    (*axes, _), (*maps, tokens) = draw("strips")
-    assert [one.get_title() for one in axes] == ["query", "key", "value"]
-    assert [map_of(one) for one in axes] == maps
-    most = max(abs(x) for rows in maps for row in rows for x in row)
-    for one in axes:  # one scale for all three
-        assert one.get_images()[0].get_clim() == (-most, most)
-        assert names_of(one.yaxis) == spelled(tokens)
-
     (left, right), (scores, weights, tokens) = draw("shares")
     assert [left.get_title(), right.get_title()] == ["scores", "pattern"]
     for axes, rows in (left, scores), (right, weights):
@@ -497,7 +569,9 @@ def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
         cells = {(j, i): f"{x:.2f}" for i, row in enumerate(rows) for j, x in enumerate(row)}
         assert texts_of(axes) == cells
         assert names_of(axes.xaxis) == names_of(axes.yaxis) == spelled(tokens)
-    assert left.get_images()[0].get_clim()[0] < 0 and right.get_images()[0].get_clim()[0] == 0
+    most = max(abs(x) for row in scores for x in row)
+    assert left.get_images()[0].get_clim() == (-most, most)  # 0 is in the middle of the colours
+    assert right.get_images()[0].get_clim()[0] == 0
 
     (*axes, _), (maps, tokens) = draw("heads")
     found = {one.get_title(): map_of(one) for one in axes}
@@ -507,16 +581,87 @@ def test_maps_have_the_numbers_and_names_of_their_rows_and_columns(draw):
     assert axes[0].get_images()[0].get_clim() == (0, 1)  # whatever the values are
     assert names_of(axes[0].yaxis) == names_of(axes[-1].xaxis) == ["a", "b"]
 
-    (axes, _), (best, p, tokens) = draw("lens")
+    (axes,), (best, p, tokens) = draw("lens")
     assert map_of(axes) == p and axes.yaxis_inverted()  # the embedding on top
+    assert axes.get_images()[0].get_clim() == (0, 1)
     assert axes.xaxis.get_label_position() == axes.xaxis.get_ticks_position() == "top"
-    words = {(j, i): word for i, row in enumerate(best) for j, word in enumerate(spelled(row))}
+    words = {
+        (j, i): f"{word}\n{100 * p[i][j]:.0f} %"
+        for i, row in enumerate(best)
+        for j, word in enumerate(spelled(row))
+    }
     assert texts_of(axes) == words
-    assert names_of(axes.yaxis) == [f"after {i} blocks" for i in range(len(p))]
+    assert names_of(axes.yaxis) == [str(i) for i in range(len(p))]
     assert names_of(axes.xaxis) == spelled(tokens)
 
 
-def test_merges_are_drawn_above_each_other_and_new_tokens_are_black(draw):
+def arrows_of(axes):
+    """Return [(points, colour), ...] of all arrows. Each has its head at its last point."""
+    heads = [text.xy for text in axes.texts if not text.get_text()]
+    lines = axes.get_lines()
+    points = [[*map(tuple, line.get_xydata().tolist())] for line in lines]
+    assert heads == [line[-1] for line in points]
+    return [*zip(points, (line.get_color() for line in lines))]
+
+
+def marked_in(axes):
+    """Return what is blue in a drawing of the model: texts, and "frame" for that of the blocks."""
+    texts = [text for text in axes.texts if text.get_text()]
+    marked = []
+    for box in axes.patches:
+        inside = [
+            text.get_text() for text in texts if box.get_bbox().contains(*text.get_position())
+        ]
+        marked.append((inside[0] if len(inside) == 1 else "frame", box))
+    marked += [("+", text.get_bbox_patch()) for text in texts if text.get_text() == "+"]
+    blue = (0, 0x72 / 255, 0xB2 / 255, 1)
+    return sorted(name for name, patch in marked if patch.get_edgecolor() == blue)
+
+
+def test_the_model_is_drawn_from_top_to_bottom_with_its_shapes(draw):
+    (axes,), _ = draw("model")
+    texts = sorted((y, x, text) for (x, y), text in texts_of(axes).items() if text)
+    (n, n_vocab), (n_blocks, *_) = GOLDEN_ARRAYS["logits"].shape, GOLDEN_ARRAYS["maps"].shape
+    rows = [*GOLDEN_ARRAYS["stream"][0].shape]
+    expected = ["'To be, or not to'", "text", "397 305 12 530 322 288", f"ids [{n}]"]
+    expected += ["embedding + position", f"rows {rows}"]
+    expected += ["layer norm", "attention", "+", "layer norm", "MLP", "+", f"{n_blocks} blocks"]
+    expected += ["layer norm", f"{rows}", "product with all embeddings", f"logits [{n}, {n_vocab}]"]
+    expected += ["' be'", "next token"]
+    assert [text for _, _, text in texts] == expected and axes.yaxis_inverted()
+    (axes,), _ = draw("model", "Attention", "abc" * 50, [0, 12] * 50, [20, 4], 1, "?")
+    cut = [text for text in texts_of(axes).values() if text.endswith("…")]
+    assert len(cut) == 2 and all(len(text) == 28 for text in cut)
+
+
+def test_each_chapter_marks_its_own_parts_of_the_model(draw):
+    expected = {
+        "model": [],
+        "model_1": ["'To be, or not to'", "397 305 12 530 322 288"],
+        "model_2": ["embedding + position", "layer norm", "layer norm", "layer norm"],
+        "model_3": ["attention"],
+        "model_4": ["+", "+", "MLP", "frame", "product with all embeddings"],
+        "model_5": ["' be'"],
+        "model_6": [],
+    }
+    forward = arrows_of(draw("model")[0][0])
+    for name, marked in expected.items():
+        (axes,), (chapter, *_) = draw(name)
+        assert marked_in(axes) == marked
+        assert name == "model" or f"\n# {chapter}\n\n<!-- picture {name}: " in TEXT
+        changed = [(a, b) for a, b in zip(forward, arrows_of(axes)) if a != b]
+        if name == "model_5":  # the next token is appended to the ids
+            (((points, _), (same, _)),) = changed
+            assert points == same and (points[0][1], points[-1][1]) == (9, 1)
+        elif name == "model_6":  # the gradient goes back from the logits to the embeddings
+            assert all(back == points[::-1] for (points, _), (back, _) in changed)
+            turned = [points for points, _ in forward if 2 < points[0][1] < 8]
+            assert [points for (points, _), _ in changed] == turned and len(turned) == 10
+        else:
+            assert changed == []
+
+
+def test_merges_are_drawn_below_each_other_and_new_tokens_are_black(draw):
     (axes,), (steps,) = draw("merges")
     expected = []
     for level, tokens in enumerate(steps):
@@ -526,14 +671,20 @@ def test_merges_are_drawn_above_each_other_and_new_tokens_are_black(draw):
             expected.append(((middle, level), token, is_new))
     found = [(x.get_position(), x.get_text(), x.get_color() == "black") for x in axes.texts]
     assert found == expected and axes.get_xlim() == (0, len("".join(steps[0])))
+    assert axes.yaxis_inverted()  # the bytes on top
+
+
+def test_dollar_signs_are_no_formula(draw):
+    panels, _ = draw("temperatures", ["$$", "$x^$"], 3 * [[60.0, 30.0, 10.0]])
+    assert names_of(panels[0].yaxis)[:2] == ["$$", "$x^$"]
 
 
 def test_the_same_values_give_the_same_picture(draw):
     import pictures
 
-    once, again = (pictures.best(["a", " b"], [60.0, 40.0]) for _ in range(2))
+    once, again = (pictures.context([1, 2], [60.0, 40.0]) for _ in range(2))
     assert once == again and once.count("<path") > 4
-    assert pictures.best(["a", " b"], [60.0, 41.0]) != once
+    assert pictures.context([1, 2], [60.0, 41.0]) != once
 
 
 # Messages
