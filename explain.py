@@ -20,7 +20,7 @@ import cli
 from fast import Drafts
 from gpt2 import Sampler, continuation, penalize, probabilities
 from model_files.files import write_atomic
-from page.data import build_page
+from page.data import build_page, project_address
 from page.record import logit_lens, record, residual_streams, run_with_trace, top, unembed
 from utils import load_encoder_hparams_and_params, name_of
 
@@ -121,9 +121,13 @@ def make_page(ids, encoder, hparams, params, args):
     ids = [*ids, *completion.ids]
     ids, beyond = ids[:n_ctx], ids[n_ctx:]
     arrays, fits = record(ids, n_prompt, beyond[0] if beyond else None, params, hparams)
+    model = name_of(args.model_size)
+    # Pages are passed on. The model's path and training.json may name directories of this computer.
+    if os.path.exists(model):
+        model = os.path.basename(os.path.abspath(model))
     facts = {
-        "model": name_of(args.model_size),
-        # Pages are passed on, and training.json may hold paths of this computer.
+        "model": model,
+        "address": project_address(args.page),
         "hparams": {name: x for name, x in hparams.items() if name != "training"},
         "ids": ids,
         "n_prompt": n_prompt,

@@ -30,7 +30,8 @@ function drawChoosing() {
     [token(nameOf(x.id)), String(x.id), percent(x.p), bar(x.p / best)],
     x.id === nextId(i) ? "next" : ""));
   if (others > 0) rows.push([`${thousands(others)} others`, "", percent(Math.max(0, rest)), ""]);
-  $("choices").replaceChildren(table(["token", "id", "probability", ""], rows, "bars"));
+  $("choices").replaceChildren(bars(["token", "id", "probability", ""], rows,
+    `after ${tokenAt(i)}`));
   const exact = i === facts.n_prompt - 1;
   const penalty = facts.sampling.repetition_penalty ?? 1;
   $("choosing-text").replaceChildren("After ", token(tokenAt(i)),

@@ -6,7 +6,7 @@ const facts = JSON.parse(document.getElementById("data").textContent);
 const arrays = {};
 const ids = facts.ids, n = ids.length, {n_layer, n_head, n_embd, n_vocab} = facts.hparams;
 const TYPES = {
-  u1: Uint8Array, i1: Int8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array,
+  u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array, i4: Int32Array, f4: Float32Array,
 };
 let tokenStarts;  // for each id, the index of its first byte in token_bytes
 
@@ -42,6 +42,9 @@ function rowOf(name, ...indices) {
   const row = indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
   return values.subarray(row * length, (row + 1) * length);
 }
+
+// Return the number from 0 to 1 of which quantize_root in data.py has stored the square root.
+const numberOf = root => (root / 65535) ** 2;
 
 // Tokens
 
@@ -90,16 +93,16 @@ function patternOf(layer, head, i, carried) {
   if (facts.fits.strongest) {
     const keys = rowOf("pattern_keys", layer, head, index);
     rowOf("pattern", layer, head, index).forEach((x, j) => {
-      if (keys[j] <= i) pattern[keys[j]] = (x / 255) ** 2;
+      if (keys[j] <= i) pattern[keys[j]] = numberOf(x);
     });
   } else {
     const start = (layer * n_head + head) * shape[2] + i * (i + 1) / 2;
-    for (let j = 0; j <= i; j++) pattern[j] = (values[start + j] / 255) ** 2;
+    for (let j = 0; j <= i; j++) pattern[j] = numberOf(values[start + j]);
   }
   if (!carried) return pattern;
   const norms = rowOf("value_norms", layer, head);
   let sum = 0;
-  pattern.forEach((x, j) => { sum += pattern[j] = x * (norms[j] / 255) ** 2; });
+  pattern.forEach((x, j) => { sum += pattern[j] = x * numberOf(norms[j]); });
   return sum ? pattern.map(x => x / sum) : pattern;
 }
 
@@ -211,7 +214,7 @@ function ablationOf(i, candidate) {
   const index = indexIn("attribution", i);
   if (index < 0 || !arrays.ablation) return null;
   return range(arrays.ablation.shape[0]).map(part =>
-    (rowOf("ablation", part, index)[candidate] / 65535) ** 2);
+    numberOf(rowOf("ablation", part, index)[candidate]));
 }
 
 function ablatedNames() {

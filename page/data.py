@@ -18,14 +18,14 @@ N_CANDIDATES = 10  # At each position, the page explains the logits of this many
 # The page of a short text contains everything. For long texts, these limits keep the page below
 # MAX_BYTES and the time to make it below a few minutes.
 MAX_BYTES = 25_000_000
-MAX_PATTERN = 7_000_000  # An attention weight takes one byte. If there are more weights than this,
-MAX_STRONGEST = 1_800_000  # the page contains the largest of each query, with three bytes each.
-MAX_QK = 6_200_000  # Each number of a query or a key takes one byte.
+MAX_PATTERN = 4_000_000  # An attention weight takes two bytes. If there are more weights than this,
+MAX_STRONGEST = 1_100_000  # the page contains the largest of each query, with four bytes each.
+MAX_QK = 3_100_000  # Each number of a query or a key takes two bytes.
 MAX_QK_POSITIONS = 200
 MAX_LENS = 26_000  # Each cell of the lens takes a product with the embeddings of all tokens.
 MAX_ATTRIBUTION = 560_000  # A contribution to a logit takes up to four bytes.
 MAX_ATTRIBUTION_POSITIONS = 170
-MAX_NEURONS = 140_000  # An activation of a neuron takes seven bytes, with its index and length.
+MAX_NEURONS = 140_000  # An activation of a neuron takes eight bytes, with its index and length.
 MAX_NEURONS_PER_TOKEN = 16
 MAX_PROMOTING = 8_192  # The tokens that a neuron promotes take such a product, too.
 MAX_BEST = 150_000  # A likely next token takes six bytes.
@@ -93,7 +93,7 @@ def thin_pattern(pattern, n_strongest):  # [h, m, n], the last m of n queries
     return {"pattern": weights, "pattern_keys": keys}
 
 
-def quantize_root(x, dtype=np.uint8):  # from 0 to 1 -> from 0 to the largest number of the type
+def quantize_root(x, dtype=np.uint16):  # from 0 to 1 -> from 0 to the largest number of the type
     """Return rounded square roots, because these keep more digits of small numbers."""
     return np.round(np.sqrt(x) * np.iinfo(dtype).max).astype(dtype)
 
@@ -118,7 +118,7 @@ def build_page(facts, arrays, encoder):
         "token_lengths": np.array([*map(len, tokens)], np.int64),
     }
     packed = {name: pack(x) for name, x in arrays.items()}
-    facts = {**facts, "address": ADDRESS, "arrays": packed}
+    facts = {"address": ADDRESS, **facts, "arrays": packed}
     # JSON has no slices, so default turns the slices of what_fits into lists.
     data = json.dumps(facts, separators=(",", ":"), default=lambda x: [x.start, x.stop])
     script = "\n".join((HERE / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
@@ -137,6 +137,18 @@ def build_page(facts, arrays, encoder):
     if len(page) > MAX_BYTES:
         raise ValueError(f"the page would have {len(page) / 1e6:.0f} MB: use a shorter text")
     return page
+
+
+def project_address(path):
+    """Return where a page with this path finds the project's files, or "" if it cannot.
+
+    Without ADDRESS, a page inside a checkout gets a relative address. A page elsewhere gets none,
+    because pages are passed on and should not name the directories of this computer.
+    """
+    root, directory = HERE.parent, Path(path).resolve().parent
+    if ADDRESS or path == "-" or not directory.is_relative_to(root):
+        return ADDRESS
+    return "/".join([".", *[".."] * len(directory.relative_to(root).parts)])
 
 
 def sha256(text):

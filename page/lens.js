@@ -3,7 +3,7 @@
 function drawLens() {
   const {steps, lens: [start, stop]} = facts.fits, host = $("lens-grid"), i = state.token;
   const narrow = host.clientWidth < 500, selected = indexIn("lens", i), m = stop - start;
-  const room = narrow ? (host.clientWidth - 88) / 62 : (host.clientWidth - 130) / 84;
+  const room = narrow ? (host.clientWidth - 100) / 62 : (host.clientWidth - 130) / 84;
   const count = limit(Math.floor(room), 1, m);
   const first = limit(limit(i - start, 0, m - 1) - (count >> 1), 0, m - count);
   const shown = range(count).map(c => first + c);
@@ -12,12 +12,15 @@ function drawLens() {
   const header = at => make("th", {scope: "col", class: at === selected ? "selected" : ""},
     token(tokenAt(start + at)));
   const cell = (step, at) => {
-    const p = lensOf(step, at)[0], rgb = colour("one", Math.sqrt(p));
-    const final = best(step, at) === best(last, at);
+    const p = lensOf(step, at)[0], final = best(step, at) === best(last, at);
+    const rank = rowOf("lens_ids", step, at).indexOf(best(last, at));
+    const rgb = colour("one", rank < 0 ? 0 : Math.sqrt(lensOf(step, at)[rank]));
     const td = make("td", {
-      class: `${final ? "final" : ""} ${at === selected ? "selected" : ""}`, title: percent(p),
+      class: `${final ? "final" : ""} ${at === selected ? "selected" : ""}`,
       onclick: () => change({token: start + at, ...blockOf(steps[step])}),
-    }, token(nameOf(best(step, at))), make("small", {}, percent(p)));
+    }, make("div", {}, token(nameOf(best(step, at))), make("small", {}, percent(p))));
+    explain(td, `${stepName(steps[step])}, after ${tokenAt(start + at)}: ` +
+      `${nameOf(best(step, at))}, ${percent(p)}`, at === selected);
     td.style.backgroundColor = css(rgb);
     td.style.color = ink(rgb);
     return td;
@@ -28,11 +31,12 @@ function drawLens() {
     make("tbody", {}, ...steps.map((name, step) => make("tr", {},
       make("th", {scope: "row"}, stepName(name, narrow ? "att." : "attention")),
       ...shown.map(at => cell(step, at)))))));
+  enter(host);
   drawLensText(selected, steps, best);
 }
 
 // Return the probabilities of the five best guesses.
-const lensOf = (step, at) => Array.from(rowOf("lens_p", step, at), x => (x / 65535) ** 2);
+const lensOf = (step, at) => Array.from(rowOf("lens_p", step, at), numberOf);
 
 function drawLensText(selected, steps, best) {
   const last = steps.length - 1;

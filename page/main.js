@@ -15,7 +15,7 @@ function clampState() {
   if (state.key !== null) state.key = limit(state.key, 0, state.token);
   const count = arrays.candidates.shape[1];
   state.candidate = limit(state.candidate, 0, count - 1);
-  state.versus = limit(state.versus, 0, count + 1);
+  state.versus = limit(state.versus, 0, count + 2);
   state.temperature = limit(state.temperature, 0, 100);
   state.top_p = limit(state.top_p, 0, 1);
   state.min_p = limit(state.min_p, 0, 1);
@@ -33,6 +33,17 @@ function change(changes) {
   const address = kept.map(([name, value]) => `${name}=${value ?? "all"}`).join("&");
   history.replaceState(null, "", `#${address}`);
   show(changes);
+}
+
+// Select the head without which the best guess at the end of the prompt loses or gains most.
+function selectStrongestHead() {
+  const ablated = facts.fits.whole_layers ? null : ablationOf(START.token, 0);
+  if (!ablated) return;
+  const best = candidatesAt(START.token)[0].p;
+  const effect = part => Math.abs(Math.log(ablated[part] / best));
+  const isHead = part => part % (n_head + 1) < n_head;
+  const [part] = range(ablated.length).filter(isHead).sort((a, b) => effect(b) - effect(a));
+  Object.assign(START, {layer: Math.floor(part / (n_head + 1)), head: part % (n_head + 1)});
 }
 
 function readAddress() {
@@ -53,6 +64,7 @@ const SLIDERS = ["temperature", "top_k", "top_p", "min_p"];
 
 function show(changes = null) {
   if (changes && Object.keys(changes).every(name => SLIDERS.includes(name))) return drawChoosing();
+  drawModel();
   drawStrip();
   drawNext();
   drawLens();
@@ -87,6 +99,8 @@ function pressed(event) {
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   const typing = event.target.closest("select, input") || $("help").open;
   const scrolls = event.target.closest(".scroll") && event.key.startsWith("Arrow");
+  if (event.key === "Escape") say("");
+  if (goToCell(event)) return event.preventDefault();
   if (!action || typing || scrolls || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   action();
@@ -94,6 +108,7 @@ function pressed(event) {
 
 function listen() {
   document.addEventListener("keydown", pressed);
+  listenToCells();
   $("first").onclick = () => change({token: facts.n_prompt - 1});
   $("back").onclick = KEYS.ArrowLeft;
   $("forward").onclick = KEYS.ArrowRight;
@@ -110,7 +125,11 @@ function listen() {
       change({[name]: name === "top_k" ? topKOfSlider(x) : x});
     };
   }
-  addEventListener("hashchange", () => { readAddress(); show(); });
+  addEventListener("hashchange", () => {
+    if (location.hash && !location.hash.includes("=")) return;  // a link to a place in the page
+    readAddress();
+    show();
+  });
   addEventListener("resize", () => show());
   dark.addEventListener("change", () => { drawScale(); show(); });
 }
@@ -176,6 +195,7 @@ async function begin() {
   }
   $("lack").textContent = "The numbers are being unpacked.";
   await unpackAll();
+  selectStrongestHead();
   readAddress();
   $("page").hidden = false;
   $("lack").remove();

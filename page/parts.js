@@ -21,6 +21,7 @@ const token = name => make("bdi", {class: "token"}, name);
 const percent = p => (p === undefined ? "–" : p >= 0.0995 ? `${(100 * p).toFixed(1)} %`
   : p >= 0.0001 ? `${(100 * p).toFixed(2)} %` : p > 0 ? "< 0.01 %" : "0 %");
 const thousands = x => x.toLocaleString("en");
+const decimal = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
 const signed = x => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
 
 // Return a bar for a number up to 1. With twoSided it points left or right from the middle.
@@ -39,6 +40,18 @@ function table(head, rows, className = "") {
     make("thead", {}, make("tr", {}, ...titles)),
     make("tbody", {}, ...rows.map(row =>
       make("tr", {class: row.mark}, ...row.map(x => make("td", {}, x))))));
+}
+
+// Return a table with bars. Each bar says what it is: about, then the texts of its row.
+function bars(head, rows, about) {
+  const made = table(head, rows, "bars");
+  for (const bar of made.querySelectorAll(".bar")) {
+    const texts = [...bar.closest("tr").cells].map((cell, c) =>
+      (head[c] && cell.textContent ? `${head[c]} ${cell.textContent.trim()}` : cell.textContent));
+    explain(bar.parentElement, `${about}: ${texts.filter(text => text).join(", ")}`);
+  }
+  enter(made);
+  return made;
 }
 
 const mark = (row, name) => Object.assign(row, {mark: name});
@@ -124,12 +137,77 @@ function pixels(values, width, height, colours) {
   return picture;
 }
 
-// Draw a column for each value, up or down from a line, with a colour for each.
-function columns(id, values, colours) {
-  const width = roomFor(id), height = 120, context = canvas(id, width, height);
+// Show a text at a place of the window, or nothing.
+function say(text, x = 0, y = 0) {
+  const tip = $("tip");
+  tip.textContent = text;
+  tip.hidden = !text;
+  tip.style.left = `${limit(x, 0, innerWidth - tip.offsetWidth)}px`;
+  tip.style.top = `${limit(y, 0, innerHeight - tip.offsetHeight)}px`;
+}
+
+// Say what is under the pointer, or what is selected while the canvas has the focus.
+function describeCells(id, textAt, selected) {
+  const element = $(id);
+  element.tabIndex = 0;
+  element.setAttribute("aria-describedby", "tip");
+  element.onpointermove = event =>
+    say(textAt(event.offsetX, event.offsetY), event.clientX + 12, event.clientY + 16);
+  element.onfocus = () => {
+    const box = element.getBoundingClientRect();
+    say(selected, box.left, box.top + 4);
+  };
+  element.onpointerleave = element.onblur = () => say("");
+  if (document.activeElement === element) element.onfocus();
+}
+
+// The cells of a chart that is a table are one stop for the key Tab. The arrow keys go up and down.
+function explain(cell, text, isStop = true) {
+  cell.dataset.tip = text;
+  if (isStop) cell.tabIndex = -1;
+}
+
+const reachable = chart => [...chart.querySelectorAll("[data-tip][tabindex]")];
+
+function enter(chart) {
+  const [first] = reachable(chart);
+  if (first) first.tabIndex = 0;
+}
+
+function goToCell(event) {
+  const step = {ArrowUp: -1, ArrowDown: 1}[event.key];
+  if (!step || !event.target.dataset.tip) return false;
+  const cells = reachable(event.target.closest("table"));
+  cells[cells.indexOf(event.target) + step]?.focus();
+  return true;
+}
+
+function listenToCells() {
+  const show = event => {
+    const cell = event.target.closest("[data-tip]");
+    if (!cell) return;
+    const {left, bottom} = cell.getBoundingClientRect();
+    cell.setAttribute("aria-describedby", "tip");
+    say(cell.dataset.tip, left, bottom + 4);
+  };
+  const hide = event => {
+    const cell = event.target.closest("[data-tip]");
+    if (!cell) return;
+    cell.removeAttribute("aria-describedby");
+    say("");
+  };
+  for (const name of ["pointerover", "focusin"]) $("page").addEventListener(name, show);
+  for (const name of ["pointerout", "focusout"]) $("page").addEventListener(name, hide);
+}
+
+// Draw a column for each value, up or down from a line, with a colour for each. axes: the names of
+// the numbers and of the columns; names: what each column is; chosen: the selected one.
+function columns(id, values, colours, axes, names, chosen) {
+  const width = roomFor(id), height = 120, label = 18;
+  const context = canvas(id, width, height + 2 * label);
   const high = Math.max(0, ...values), low = Math.min(0, ...values);
   const scale = (height - 4) / (high - low || 1);
-  const zero = 2 + high * scale, step = width / values.length;
+  const zero = label + 2 + high * scale, step = width / values.length;
   values.forEach((x, i) => {
     context.fillStyle = colours[i];
     const top = x > 0 ? zero - x * scale : zero;
@@ -137,6 +215,11 @@ function columns(id, values, colours) {
   });
   context.fillStyle = themed("--ink");
   context.fillRect(0, Math.round(zero), width, 1);
+  context.font = "12px system-ui, sans-serif";
+  context.fillText(`${axes[0]}, from ${decimal(low)} to ${decimal(high)}`, 0, 12);
+  context.fillText(axes[1], 0, height + 2 * label - 4, width);
+  const text = at => `${names[at]}: ${decimal(values[at])}`;
+  describeCells(id, x => text(limit(Math.floor(x / step), 0, values.length - 1)), text(chosen));
 }
 
 function frame(context, x, y, width, height) {
@@ -145,9 +228,9 @@ function frame(context, x, y, width, height) {
   context.strokeRect(x, y, Math.max(2, width), Math.max(2, height));
 }
 
-const MARGIN = 22;  // for the labels of rows and columns, in pixels
+const MARGIN = 36;  // for the labels of rows and columns, and the names of the axes, in pixels
 
-// Write the labels of rows on the left and of columns at the top, as many as fit.
+// Write the labels of blocks on the left and of heads at the top, as many as fit.
 function axes(context, rows, names, side) {
   context.fillStyle = themed("--soft");
   context.font = "11px system-ui, sans-serif";
@@ -156,27 +239,40 @@ function axes(context, rows, names, side) {
   context.textAlign = "right";
   for (let i = 0; i < rows.length; i += every) context.fillText(rows[i], MARGIN - 5, middle(i));
   context.textAlign = "center";
-  for (let i = 0; i < names.length; i += every) context.fillText(names[i], middle(i), MARGIN / 2);
+  for (let i = 0; i < names.length; i += every) context.fillText(names[i], middle(i), MARGIN - 10);
+  context.textAlign = "left";
+  context.fillText("head", MARGIN, 7);
+  context.rotate(-Math.PI / 2);
+  context.textAlign = "right";
+  context.fillText("block", -MARGIN, 7);
+  context.rotate(Math.PI / 2);
 }
 
-// Return the block and the head of the cell that was clicked, or the block alone for an MLP.
-function cellAt(event, side, width) {
-  const index = (x, count) => limit(Math.floor((x - MARGIN) / side), 0, count - 1);
-  const layer = index(event.offsetY, n_layer), head = index(event.offsetX, width);
-  return head < n_head && width >= n_head ? {layer, head} : {layer};
+// Return the block and the column of the cell at a place of a map.
+function cellAt(x, y, side, width) {
+  const index = (at, count) => limit(Math.floor((at - MARGIN) / side), 0, count - 1);
+  return [index(y, n_layer), index(x, width)];
 }
 
-// Draw cells coloured by numbers from -1 to 1, a row for each block. chosen: the framed column.
-function grid(id, names, numbers, chosen) {
+// Draw cells coloured by their numbers, of which most is the largest, a row for each block. chosen:
+// the framed column.
+function grid(id, names, numbers, most, chosen) {
   const width = names.length, room = roomFor(id) - MARGIN;
   const side = Math.max(4, Math.min(36, Math.floor(room / width))), inner = side - (side > 6);
   const context = canvas(id, side * width + MARGIN, side * n_layer + MARGIN);
   numbers.forEach((number, i) => {
-    context.fillStyle = css(colour("two", number));
+    context.fillStyle = css(colour("two", number / most));
     const x = i % width, y = Math.floor(i / width);
     context.fillRect(MARGIN + x * side, MARGIN + y * side, inner, inner);
   });
   axes(context, range(n_layer), names, side);
   frame(context, MARGIN + chosen * side, MARGIN + state.layer * side, inner, inner);
-  $(id).onclick = event => change(cellAt(event, side, width));
+  const titles = {A: "attention", M: "MLP"};
+  const text = (layer, column) => `block ${layer}, ` +
+    `${titles[names[column]] ?? `head ${names[column]}`}: ${signed(numbers[layer * width + column])}`;
+  describeCells(id, (x, y) => text(...cellAt(x, y, side, width)), text(state.layer, chosen));
+  $(id).onclick = event => {
+    const [layer, head] = cellAt(event.offsetX, event.offsetY, side, width);
+    change(head < n_head && width > n_head ? {layer, head} : {layer});
+  };
 }

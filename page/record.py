@@ -14,6 +14,8 @@ from tqdm import tqdm
 import gpt2
 from page import data
 
+LOGIT_ROWS = 256  # With fewer rows, a product with all tokens mostly waits for memory.
+
 
 class BlockTrace:
     """The activations of a block for the residual stream x, under the names of TransformerLens."""
@@ -35,15 +37,15 @@ def attention_pattern(q, k):  # twice [h, n, d] -> [h, n, n], each row sums to 1
     h, n, d = q.shape
     q = q * (1 / math.sqrt(d))
     pattern = np.zeros((h, n, n), np.float32)
-    for rows in row_groups(n):
+    for rows in row_groups(n, gpt2.QUERY_BLOCK):
         exps = gpt2.exp_scores(q[:, rows], k[:, : rows.stop])
         np.divide(exps, exps.sum(-1, keepdims=True), out=pattern[:, rows, : rows.stop])
     return pattern
 
 
-def row_groups(n):  # -> slices
+def row_groups(n, size):  # -> slices
     """Split range(n) into pieces, because the logits of a long text might not fit in memory."""
-    return [slice(i, min(i + gpt2.QUERY_BLOCK, n)) for i in range(0, n, gpt2.QUERY_BLOCK)]
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def run_mlp(resid_mid, block, hparams):  # [n, e] -> [n, 4e], [n, e]
@@ -54,12 +56,22 @@ def run_mlp(resid_mid, block, hparams):  # [n, e] -> [n, 4e], [n, e]
     return neurons, resid_mid + gpt2.linear(neurons, **block["mlp"]["c_proj"])
 
 
-def run_block(x, block, hparams):  # [n, e] -> [n, e]
-    """Return the residual stream after a block, without a trace, which is faster."""
+def run_block(x, block, hparams):  # [s, n, e] -> [s, n, e]
+    """Return the residual streams of s passes after a block.
+
+    The rows of all passes go through the linear layers together, which is faster. To attention, the
+    heads of other passes are only more heads.
+    """
+    s, n, e = x.shape
+    h = hparams["n_head"]
+    x = x.reshape(s * n, e)
     y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
-    (cache,) = gpt2.new_cache(len(x), {**hparams, "n_layer": 1})
-    attn = gpt2.mha(y, **block["attn"], n_head=hparams["n_head"], cache=cache, n_past=0)
-    return run_mlp(x + attn, block, hparams)[1]
+    qkv = gpt2.linear(y, **block["attn"]["c_attn"]).reshape(s, n, 3, h, e // h)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, s * h, n, e // h)
+    z = gpt2.attention(q, k, v).reshape(s, h, n, e // h)
+    z = z.swapaxes(1, 2).reshape(s * n, e)  # [s, h, n, d] -> [s, n, h, d] -> [s n, e]
+    resid_mid = x + gpt2.linear(z, **block["attn"]["c_proj"])
+    return run_mlp(resid_mid, block, hparams)[1].reshape(s, n, e)
 
 
 def run_with_trace(ids, params, hparams):
@@ -102,7 +114,7 @@ def top(x, n):  # [..., m] -> [..., n]
 def logit_lens(x, params, hparams, ids=None):  # [m, e] -> ids and probabilities, both [m, c]
     """Return the 5 best guesses, or these ids, if the model ended here: nostalgebraist 2020."""
     best, p = [], []
-    for rows in row_groups(len(x)):
+    for rows in row_groups(len(x), LOGIT_ROWS):
         logits = unembed(x[rows], params, hparams)
         best.append(top(logits, min(5, logits.shape[1])) if ids is None else ids[rows])
         p.append(np.take_along_axis(gpt2.softmax(logits), best[-1], -1))
@@ -175,22 +187,30 @@ def split_output(block, hparams):  # -> [h, d, e]
 
 
 def ablate_parts(traces, whole_layers, params, hparams):
-    """Yield the last residual stream [n, e] of a pass without a part, for one part after another.
+    """Yield the last residual streams [parts, n, e] of passes without a part, block after block.
 
     The parts are each block's heads (with whole_layers all its heads at once) and its MLP. A part
     that is left out adds nothing at any position. The parts before it are not computed again.
     """
+    n, e = traces[0].resid_pre.shape
     for i, (block, trace) in enumerate(zip(params["blocks"], traces)):
         if whole_layers:
-            mids = [trace.resid_pre]
+            mids = trace.resid_pre
         else:
-            heads = zip(trace.z, split_output(block, hparams))
-            mids = [trace.resid_mid - z @ w for z, w in heads]
-        streams = [run_mlp(resid_mid, block, hparams)[1] for resid_mid in mids]
-        for x in [*streams, trace.resid_mid]:  # resid_mid is the stream without the MLP
-            for later in params["blocks"][i + 1 :]:
-                x = run_block(x, later, hparams)
-            yield x
+            mids = trace.resid_mid - trace.z @ split_output(block, hparams)  # [h, n, e]
+        x = run_mlp(mids.reshape(-1, e), block, hparams)[1]
+        x = np.concatenate([x, trace.resid_mid])  # resid_mid is the stream without the MLP
+        x = x.reshape(-1, n, e)
+        for later in params["blocks"][i + 1 :]:
+            x = run_block(x, later, hparams)
+        yield x
+
+
+def without_parts(x, candidates, params, hparams):  # [parts, m, e], [m, c] -> [parts, m, c]
+    """Return the probabilities of the candidates at the end of passes without a part."""
+    ids = np.tile(candidates, (len(x), 1))  # [parts m, c]
+    p = logit_lens(x.reshape(len(ids), -1), params, hparams, ids)[1]
+    return p.reshape(len(x), *candidates.shape)
 
 
 def top_neurons(neurons, block, n_best):  # [n, 4e] -> three times [n, n_best]
@@ -214,7 +234,7 @@ def promoted_tokens(indices, params):  # [n_layer, n, n_best] -> {name: array}
         chosen = sorted(chosen[: max(1, data.MAX_PROMOTING // len(indices))])
         numbers += [i * len(w) + neuron for neuron in chosen]
         added = (w[chosen] - w[chosen].mean(-1, keepdims=True)) * params["ln_f"]["g"]
-        for rows in row_groups(len(added)):
+        for rows in row_groups(len(added), LOGIT_ROWS):
             logits = added[rows] @ output_head(params).T
             tokens.append(top(logits, min(5, logits.shape[1])))
     return {"promoting_neurons": np.array(numbers), "promoted_tokens": np.concatenate(tokens)}
@@ -233,7 +253,7 @@ def record(ids, n_prompt, next_id, params, hparams):
         traces.append(trace)
     streams = list(residual_streams(traces).values())
     next_ids = [*ids[1:], next_id]
-    for rows in row_groups(len(ids)):
+    for rows in row_groups(len(ids), LOGIT_ROWS):
         logits = unembed(streams[-1][rows], params, hparams)
         positions += [next_token(*pair, fits) for pair in zip(logits, next_ids[rows])]
     arrays = {**stack(blocks), **stack(positions)}
@@ -241,7 +261,7 @@ def record(ids, n_prompt, next_id, params, hparams):
     steps = [streams[step][fits["lens"]] for step in fits["steps"]]
     lens = [logit_lens(x, params, hparams) for x in tqdm(steps, "lens", delay=1, disable=None)]
     arrays["lens_ids"] = np.stack([best for best, _ in lens])
-    arrays["lens_p"] = data.quantize_root(np.stack([p for _, p in lens]), np.uint16)
+    arrays["lens_p"] = data.quantize_root(np.stack([p for _, p in lens]))
     arrays["resid_norms"] = np.stack([np.linalg.norm(x, axis=-1) for x in streams])
     added = (after - before for before, after in pairwise(streams))
     arrays["added_norms"] = np.stack([np.linalg.norm(x, axis=-1) for x in added])
@@ -252,22 +272,22 @@ def record(ids, n_prompt, next_id, params, hparams):
     arrays["attribution"] = np.round(contributions * 2.0**20) / 2.0**20  # compresses better
     if fits["passes"]:
         passes = ablate_parts(traces, fits["whole_layers"], params, hparams)
-        passes = tqdm(passes, "ablation", fits["passes"], delay=1, disable=None)
-        p = [logit_lens(x[at], params, hparams, candidates)[1] for x in passes]
-        arrays["ablation"] = data.quantize_root(np.stack(p), np.uint16)  # [parts, m, c]
+        passes = tqdm(passes, "ablation", hparams["n_layer"], delay=1, disable=None)
+        p = [without_parts(x[:, at], candidates, params, hparams) for x in passes]
+        arrays["ablation"] = data.quantize_root(np.concatenate(p))  # [parts, m, c]
     return arrays, fits
 
 
 def record_block(trace, block, fits, hparams):
     """Return {name: array} with everything that the page contains about a block."""
     qk = np.stack([trace.q, trace.k])[:, :, fits["qk"]]  # [2, h, m, d]
-    qk_step = np.abs(qk).max(2, keepdims=True) / 127 + 1e-30
+    qk_step = np.abs(qk).max(2, keepdims=True) / 32767 + 1e-30
     # Attention to a small value has little effect, so the page needs sizes: Kobayashi et al. 2020.
     norms = np.linalg.norm(trace.v @ split_output(block, hparams), axis=-1)  # [h, n]
     neurons, activations, lengths = top_neurons(trace.neurons, block, fits["neurons"])
     return {
         **data.thin_pattern(trace.pattern[:, fits["pattern"]], fits["strongest"]),
-        "qk": np.round(qk / qk_step).astype(np.int8),
+        "qk": np.round(qk / qk_step).astype(np.int16),
         "qk_step": qk_step[:, :, 0],
         "value_norms": data.quantize_root(norms / (norms.max(-1, keepdims=True) + 1e-30)),
         "top_neurons": neurons,

@@ -6,8 +6,16 @@ function drawStream() {
   const norms = atToken("resid_norms"), added = atToken("added_norms");
   const names = ["--plain", ...added.map((_, step) => (step % 2 ? "--mlp" : "--attention"))];
   const colours = names.map(themed);
-  columns("norms", norms, colours);
-  columns("added", added, colours.slice(1));
+  const steps = norms.map((_, step) => `${tokenAt(i)} after ${stepName(step)}`);
+  const chosen = 2 * state.layer + 1;
+  const last = `block ${n_layer - 1}`;
+  columns("norms", norms, colours, ["length", `the embedding and the half blocks, up to ${last} →`],
+    steps, chosen);
+  columns("added", added, colours.slice(1), ["length", `half blocks, from block 0 to ${last} →`],
+    steps.slice(1), chosen - 1);
+  $("embedding-text").textContent = `The stream begins as the sum of two rows, one for the token and ` +
+    `one for its position; its length is ${norms[0].toFixed(2)}. Each half block reads a copy that ` +
+    "layer norm has scaled to a standard size, so growing streams do no harm.";
   tableIn("norms-table", () => table(["after", "length of the stream", "length of what was added"],
     norms.map((x, step) =>
       [stepName(step), x.toFixed(2), step ? added[step - 1].toFixed(2) : "–"])));
@@ -21,7 +29,7 @@ function drawNeurons(i) {
   const numbers = Array.from(arrays.promoting_neurons.values);
   rowOfNeuron ??= new Map(numbers.map((number, row) => [number, row]));
   const activations = rowOf("activations", layer, i);
-  const lengths = Array.from(rowOf("neuron_norms", layer, i), x => x * x);
+  const lengths = Array.from(rowOf("neuron_norms", layer, i), numberOf);
   const rows = Array.from(rowOf("top_neurons", layer, i), (neuron, c) => {
     const row = rowOfNeuron.get(layer * width + neuron), tokens = make("span", {class: "tokens"});
     if (row === undefined) tokens.append("not computed for this neuron");
@@ -31,5 +39,6 @@ function drawNeurons(i) {
   $("neurons-title").replaceChildren(
     `MLP of block ${layer}: the neurons that add most at `, token(tokenAt(i)));
   $("neurons").replaceChildren(
-    table(["neuron", "activation", "adds", "makes more likely"], rows, "bars"));
+    bars(["neuron", "activation", "adds", "makes more likely"], rows,
+      `MLP of block ${layer} at ${tokenAt(i)}`));
 }

@@ -1,4 +1,21 @@
-// The tokens of the text, and what the model predicts after the selected one.
+// The model, drawn as boxes; the tokens of the text; what the model predicts after the selected one.
+
+// Draw the way of the selected token through the model. Each box leads to its panel.
+function drawModel() {
+  const {token: i, layer, head} = state, [best] = candidatesAt(i);
+  const box = (place, name, ...about) =>
+    make("a", {href: `#${place}`}, make("strong", {}, name), make("span", {}, ...about));
+  $("model").replaceChildren(
+    box("strip", "token", token(tokenAt(i)), ` ${ids[i]}`), "→",
+    box("stream", "embedding", `position ${i}, ${n_embd} numbers`), "→",
+    make("span", {class: "block"}, box("attention", "attention", `block ${layer}, head ${head}`), "→",
+      box("mlp", "MLP", `block ${layer}`), `× ${n_layer}`), "→",
+    box("next", "logits", token(nameOf(best.id)), ` ${percent(best.p)}`), "→",
+    box("choosing", "choice", i + 1 < n ? token(tokenAt(i + 1)) : ""),
+    make("span", {class: "closer"}, "Look closer: ",
+      ...[["lens", "logit lens"], ["why", "why this token?"], ["notes", "what this page contains"]]
+        .map(([place, name]) => make("a", {href: `#${place}`}, name))));
+}
 
 function makeStrip() {
   const list = $("tokens");
@@ -6,8 +23,9 @@ function makeStrip() {
     const chip = make("span", {
       id: `token-${i}`, role: "option", class: i < facts.n_prompt ? "chip prompt" : "chip",
       "aria-selected": "false", onclick: () => change({token: i}),
-    }, token(nameOf(id)), make("small", {}, id), make("i", {"aria-hidden": "true"}));
+    }, token(nameOf(id)), make("i", {"aria-hidden": "true"}));
     list.append(chip);
+    if (nameOf(id).endsWith("⏎")) list.append(make("span", {class: "break", "aria-hidden": "true"}));
   });
   facts.beyond.forEach(id => list.append(make("span", {
     class: "chip beyond", "aria-hidden": "true", title: "after the part that the page shows",
@@ -32,7 +50,8 @@ function drawStrip() {
     make("strong", {}, "Selected: ", token(tokenAt(i))),
     `, position ${i}, id ${ids[i]}, `,
     `${hex.length === 1 ? "byte" : "bytes"} ${hex.slice(0, 12).join(" ")}`,
-    `${hex.length > 12 ? " …" : ""}. Blue bars: what it looks at in block ${layer}, head ${head}.`);
+    `${hex.length > 12 ? " …" : ""}. Blue bars: what it looks at in block ${layer}, head ${head}.`,
+    list.scrollHeight > list.clientHeight ? " ↕ The text scrolls." : "");
 }
 
 function drawNext() {
@@ -45,7 +64,7 @@ function drawNext() {
     return mark(row, x.id === next ? "next" : "");
   });
   const head = ["rank", "next token", "id", "probability", "", ""];
-  $("rivals").replaceChildren(table(head, rows, "bars"));
+  $("rivals").replaceChildren(bars(head, rows, `after ${tokenAt(i)}`));
   $("play").textContent = playing ? "Stop" : "Play";
   $("play").setAttribute("aria-pressed", String(Boolean(playing)));
   $("next-title").replaceChildren("What comes after ", token(tokenAt(i)));

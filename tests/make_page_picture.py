@@ -19,10 +19,10 @@ with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright
     subprocess.run([sys.executable, ROOT / "explain.py", *ARGS, page], cwd=ROOT, check=True)
     program = shutil.which("chromium") or shutil.which("google-chrome")
     browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-    tab = browser.new_page(viewport={"width": 1100, "height": 900})
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(page.as_uri())
-    tab.wait_for_selector("#lens table, #lens canvas, #lens svg")
-    end = tab.locator("#attention").bounding_box()["y"]  # The picture ends before this section.
-    clip = {"x": 0, "y": 0, "width": 1100, "height": end - 10}
+    tab.wait_for_selector("html[data-drawn]")
+    end = tab.locator("#looks").bounding_box()["y"]  # The picture ends after the attention maps.
+    clip = {"x": 0, "y": 0, "width": 1280, "height": end - 10}
     tab.screenshot(path=ROOT / "docs" / "page.png", clip=clip, full_page=True)
     browser.close()

@@ -79,6 +79,7 @@ EXACT = """
 MISTAKES = {  # {function: [(advice, a piece of it, what a reader has written instead, ...), ...]}
     "layer_norm": [
         ("by n, not by n - 1", "var(", "var(ddof=1, "),
+        ("variance of each row", "x.var(axis=-1, keepdims=True)", "(x - mean).var()"),
         (
             "eps belongs under the root",
             "np.sqrt(x.var(axis=-1, keepdims=True)",
@@ -177,6 +178,7 @@ MISTAKES = {  # {function: [(advice, a piece of it, what a reader has written in
         ("do not add x here", "return", "return x +"),
     ],
     "gelu": [
+        ("the cube is 0.044715", "0.044715", "0.44715"),
         ("the exact GELU", OTHERS["gelu"].partition(":")[2], EXACT),
         ("ReLU", OTHERS["gelu"].partition("return")[2], " x * (x > 0)"),
         ("a sigmoid", OTHERS["gelu"].partition("return")[2], " x / (1 + np.exp(-1.702 * x))"),
@@ -203,6 +205,7 @@ MISTAKES = {  # {function: [(advice, a piece of it, what a reader has written in
         ("do not add x here", "return", "return x +"),
     ],
     "gpt2": [
+        ("the first rows of wpe", "wpe[np.arange(len(inputs))]", "wpe[len(inputs)]"),
         ("not the sum", OTHERS["gpt2"], POST_NORM),
         (
             "is return inside the loop",
