@@ -348,11 +348,11 @@ class Conversation:
         self.room = n_ctx - (n_tokens if 0 <= n_tokens < n_ctx // 2 else n_ctx // 2)
 
     def inputs(self, ids):
-        """Return the ids of the conversation with a new turn. The oldest turns are forgotten if
-        the context has no room for them and an answer."""
+        """Return the ids of the conversation with a new turn. If the context has no room for them
+        and an answer, the oldest turns are forgotten."""
         n_left, turn = self.room - len(ids) - 1, [*ids, self.eos]
-        if sum(map(len, self.turns)) > max(n_left, 0) or n_left < 0:
-            say(f"the model sees only the last {self.room} tokens: what came before is forgotten")
+        if sum(map(len, self.turns)) > n_left:
+            say(f"the model sees at most {self.room} tokens of the conversation: the end of it")
         while self.turns and sum(map(len, self.turns)) > n_left:
             del self.turns[0]
         return [*(id_ for earlier in self.turns for id_ in earlier), *turn][-self.room :]

@@ -234,7 +234,7 @@ def parser():
     add("--verbose", action="store_true", help="with --lines: the probability of each token, too")
     add("--json", action="store_true", help="print a JSON object, with --lines one per line")
     add("--text_column", metavar="NAME", help="the column of a CSV file that has the texts")
-    add("--text_key", default="text", metavar="KEY", help="of the texts in a .jsonl file (text)")
+    add("--text_key", default="text", metavar="KEY", help="the key in a .jsonl file (text)")
     add("--lowercase", action="store_true", help="measure the text in lower case")
     add("--stopwords", metavar="FILE", help="drop the words in this file from the text")
     add("--literal_endoftext", action="store_true", help="read <|endoftext|> as ordinary text")

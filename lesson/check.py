@@ -33,7 +33,7 @@ from utils import load_encoder_hparams_and_params  # noqa: E402
 
 PROMPT, SPEECH, N_TOKENS = "To be, or not to", "ROMEO:", 40
 FLOAT64 = "right, but float64, as np.sqrt(2) and np.ones(2) are: float32 is faster"
-TOLERANCE = 2e-5  # of the largest number: float32 rounds, and sums may be in another order
+TOLERANCE = 2e-5  # This part of the largest number may differ, since float32 rounds.
 MODEL = ["layer_norm", "linear", "softmax", "head", "mha", "gelu", "ffn", "gpt2", "generate"]
 
 

@@ -103,6 +103,7 @@ def model(figure, chapter, text, ids, shape, n_blocks, choice):
         axes.annotate("", points[-1], points[-2], arrowprops=head)
 
     n, (n_vocab, e) = len(ids), shape
+    # One row for each step outside the blocks: its name, what its box holds, and its result.
     for y, name, inside, result in (
         (0, "text", repr(text), "text"),
         (1, "ids", " ".join(map(str, ids)), f"ids [{n}]"),
@@ -121,6 +122,7 @@ def model(figure, chapter, text, ids, shape, n_blocks, choice):
     frame = {"facecolor": "none", "edgecolor": color("blocks"), "linestyle": "--"}
     axes.add_patch(Rectangle((0.4, 2.5), 3.75, 4, **frame))
     axes.text(4.08, 6.2, f"{n_blocks} blocks", ha="right", va="center", color=color("blocks"))
+    # A half block reads the stream, and adds its result to it one row below.
     for y, above, part in (3, 2.34, "attention"), (5, 4.24, "MLP"):
         box("layer norm", 1.4, 2.5, y, "layer norm")
         box(part, 2.9, 4, y, part)
@@ -130,6 +132,7 @@ def model(figure, chapter, text, ids, shape, n_blocks, choice):
         arrow("stream", (stream, y), (1.4, y))
         arrow("stream", (2.5, y), (2.9, y))
         arrow("stream", (3.45, y + 0.34), (3.45, y + 1), (stream + 0.12, y + 1))
+    # The arrows between the rows. The last one leads from the next token back to the ids.
     for y in 0, 1, 6, 7, 8:
         start = 0.24 if y == 6 else 0.34
         arrow("stream" if y in (6, 7) else "other", (stream, y + start), (stream, y + 0.66))

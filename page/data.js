@@ -43,7 +43,7 @@ function rowOf(name, ...indices) {
   return values.subarray(row * length, (row + 1) * length);
 }
 
-// Return the number from 0 to 1 of which quantize_root in data.py has stored the square root.
+// Undo quantize_root in data.py: return a number from 0 to 1.
 const numberOf = root => (root / 65535) ** 2;
 
 // Tokens

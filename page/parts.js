@@ -254,8 +254,8 @@ function cellAt(x, y, side, width) {
   return [index(y, n_layer), index(x, width)];
 }
 
-// Draw cells coloured by their numbers, of which most is the largest, a row for each block. chosen:
-// the framed column.
+// Draw cells coloured by their numbers, a row for each block. most: the size of the largest number.
+// chosen: the framed column.
 function grid(id, names, numbers, most, chosen) {
   const width = names.length, room = roomFor(id) - MARGIN;
   const side = Math.max(4, Math.min(36, Math.floor(room / width))), inner = side - (side > 6);

@@ -67,7 +67,7 @@ def run_block(x, block, hparams):  # [s, n, e] -> [s, n, e]
     x = x.reshape(s * n, e)
     y = gpt2.layer_norm(x, **block["ln_1"], eps=hparams["layer_norm_epsilon"])
     qkv = gpt2.linear(y, **block["attn"]["c_attn"]).reshape(s, n, 3, h, e // h)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, s * h, n, e // h)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, s * h, n, e // h)  # from [3, s, h, n, d]
     z = gpt2.attention(q, k, v).reshape(s, h, n, e // h)
     z = z.swapaxes(1, 2).reshape(s * n, e)  # [s, h, n, d] -> [s, n, h, d] -> [s n, e]
     resid_mid = x + gpt2.linear(z, **block["attn"]["c_proj"])
@@ -200,7 +200,7 @@ def ablate_parts(traces, whole_layers, params, hparams):
             mids = trace.resid_mid - trace.z @ split_output(block, hparams)  # [h, n, e]
         x = run_mlp(mids.reshape(-1, e), block, hparams)[1]
         x = np.concatenate([x, trace.resid_mid])  # resid_mid is the stream without the MLP
-        x = x.reshape(-1, n, e)
+        x = x.reshape(-1, n, e)  # [parts n, e] -> [parts, n, e]
         for later in params["blocks"][i + 1 :]:
             x = run_block(x, later, hparams)
         yield x

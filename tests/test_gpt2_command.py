@@ -502,7 +502,7 @@ def test_a_chat_forgets_the_oldest_turns_when_the_context_is_full(n_tokens, tiny
         assert chat.inputs(ids) == sum(turns, []) == chat.inputs(ids)
         chat.add(ids, [i])
         turns.append([i, chat.eos])
-    message = f"the model sees only the last {room} tokens: what came before is forgotten\n"
+    message = f"the model sees at most {room} tokens of the conversation: the end of it\n"
     assert len(turns) < 24 and capsys.readouterr().err == message * n_forgotten
     long = encoder.encode("low lower " * n_ctx)
     assert chat.inputs(long) == [*long, chat.eos][-room:]

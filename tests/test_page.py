@@ -688,15 +688,19 @@ def test_bars_under_the_tokens_show_the_selected_heads_attention(visit, golden_p
 # Controls
 
 
-def click(page, id_, x, y):
-    """Click on a canvas with the mouse. x, y: in its own pixels."""
+def place_of(page, id_, x, y):
+    """Scroll to a place on a canvas and return it in the window. x, y: in the canvas's pixels."""
     script = """([id, y]) => {
         scrollBy(0, $(id).getBoundingClientRect().top + y - innerHeight / 2);
         const {left, top} = $(id).getBoundingClientRect();
         return [left, top];
     }"""
     left, top = page.evaluate(script, [id_, y])
-    page.mouse.click(left + x, top + y)
+    return left + x, top + y
+
+
+def click(page, *place):
+    page.mouse.click(*place_of(page, *place))
 
 
 def test_a_click_on_the_map_selects_a_query_and_its_key(visit, golden_path):
@@ -1360,15 +1364,9 @@ def test_the_first_head_is_the_one_whose_ablation_changes_the_answer_most(
 # Each cell says what it is
 
 
-def hover(page, id_, x, y):
-    """Move the mouse over a canvas and return what the page says. x, y: in its own pixels."""
-    script = """([id, y]) => {
-        scrollBy(0, $(id).getBoundingClientRect().top + y - innerHeight / 2);
-        const {left, top} = $(id).getBoundingClientRect();
-        return [left, top];
-    }"""
-    left, top = page.evaluate(script, [id_, y])
-    page.mouse.move(left + x, top + y)
+def hover(page, *place):
+    """Move the mouse to a place on a canvas, and return what the page says."""
+    page.mouse.move(*place_of(page, *place))
     return said(page)
 
 

@@ -242,7 +242,7 @@ MISTAKES = {  # {function: [(advice, a piece of it, what a reader has written in
             "return list(ids)\n    for _",
         ),
         ("not the first", "logits[-1]", "logits[0]"),
-        ("of the last row only", "logits[-1]", "logits"),
+        ("the last row only", "logits[-1]", "logits"),
         ("use argmax", "argmax", "argmin"),
         ("do not yield the prompt", "    for", "    yield from ids\n    for"),
         ("stop at an end-of-text id", "break", "pass"),

@@ -28,16 +28,9 @@ def plain_text(path, copy, column=None, key="text", name=None):
     texts; by default its only one. key: of the texts in a .jsonl file. name: what an error calls
     the file. ValueError if the file is not a text.
     """
-    with open_regular(path) as file:
-        start = file.read(1024)
-    path, name = Path(path), name or path
-    for signature, kind in KINDS.items():
-        if start.startswith(signature):
-            raise ValueError(f"{name} is {kind}, not a text: save the text in it as UTF-8")
-    is_utf16 = start.startswith(UTF_16)
-    if b"\0" in start and not is_utf16:
-        raise ValueError(f"{name} has zero bytes, so it is not a text in UTF-8: convert it")
-    suffix = path.suffix.lower()
+    name = name or path
+    is_utf16 = has_utf16(path, name)
+    suffix = Path(path).suffix.lower()
     is_table = suffix in (".csv", ".tsv")
     has_rows = is_table or (suffix == ".jsonl" and (is_utf16 or key != "text"))
     if not has_rows and not is_utf16:
@@ -53,19 +46,32 @@ def plain_text(path, copy, column=None, key="text", name=None):
             if not has_rows:
                 shutil.copyfileobj(source, target)
             elif is_table:
-                write_texts(
-                    target, texts_of_rows(source, column, "\t" if suffix == ".tsv" else ",")
-                )
+                delimiter = "\t" if suffix == ".tsv" else ","
+                write_texts(target, texts_of_rows(source, column, delimiter))
             else:
                 lines = enumerate(bounded_lines(source), 1)
                 write_texts(target, (text_of_line(line, f"line {i}", key) for i, line in lines))
             if target.tell() == 0:
-                raise ValueError("there is no text in it")
+                raise ValueError("it holds no text")
     except UnicodeError as error:
         raise ValueError(f"{name} is not text in {encoding}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return copy
+
+
+def has_utf16(path, name):
+    """Return whether a text file is in UTF-16. ValueError if the file is not a text."""
+    with open_regular(path) as file:
+        start = file.read(1024)
+    for signature, kind in KINDS.items():
+        if start.startswith(signature):
+            raise ValueError(f"{name} is {kind}, not a text: save the text in it as UTF-8")
+    if start.startswith(UTF_16):
+        return True
+    if b"\0" in start:
+        raise ValueError(f"{name} has zero bytes, so it is not a text in UTF-8: convert it")
+    return False
 
 
 def write_texts(target, texts):
@@ -79,11 +85,13 @@ def texts_of_rows(source, column, delimiter):
     rows = csv.reader(bounded_lines(source), delimiter=delimiter, strict=True)
     try:
         names = next(rows, [])
-        if names and (column not in names if column else len(names) > 1 or ";" in names[0]):
-            found = f"its columns are {', '.join(names):.200}"
-            raise ValueError(
-                f"{found}: give --text_column NAME, and put {delimiter!r} between them"
-            )
+        shown = f"{', '.join(names):.200}"
+        if column and column not in names:
+            raise ValueError(f"it has no column {column!r}; its columns are {shown}")
+        if not column and len(names) > 1:
+            raise ValueError(f"its columns are {shown}: choose one with --text_column")
+        if not column and ";" in shown:
+            raise ValueError(f"its only column is {shown!r}: separate columns with {delimiter!r}")
         i = names.index(column) if column else 0
         for row in filter(None, rows):  # without empty lines
             if len(row) <= i:

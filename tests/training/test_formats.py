@@ -40,12 +40,12 @@ def test_a_column_of_a_csv_file_has_the_texts(tmp_path):
 @pytest.mark.parametrize(
     "content, column, match",
     [
-        (CSV, None, "its columns are text, label: give --text_column NAME"),
-        (CSV, "words", "its columns are text, label: give --text_column NAME"),
-        ("id;text\n1;low\n", None, "its columns are id;text: .* put ',' between them"),
+        (CSV, None, "its columns are text, label: choose one with --text_column"),
+        (CSV, "words", "it has no column 'words'; its columns are text, label"),
+        ("id;text\n1;low\n", None, "its only column is 'id;text': separate columns with ','"),
         ("id,text\n1,low\n2\n", "text", "line 3 has only 1 columns"),
-        ("", None, "there is no text in it"),
-        ("text\n", None, "there is no text in it"),
+        ("", None, "it holds no text"),
+        ("text\n", None, "it holds no text"),
         ('text\n"open', None, "a.csv: line 2: unexpected end of data"),
         ('text\nlow\n"a"b\n', None, "a.csv: line 3: .* expected after"),
         ("text\n" + "x" * 100, None, "line 2 has more than 64 characters"),

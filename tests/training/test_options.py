@@ -258,7 +258,7 @@ def test_a_model_is_trained_further_with_its_own_options(text, tmp_path):
     assert settings(*args, "--dropout", "0") == {**options, "dropout": 0}
     done = run_train("--out", tmp_path / "three", *args[2:], "--iterations", "5", cwd=tmp_path)
     assert done.returncode == 0 and n_tokens in done.stdout, done.stderr
-    for words in '"text": ["-"], ', "":  # there is no text that could be read again
+    for words in '"text": ["-"], ', "":  # a pipe cannot be read again
         (tmp_path / "one" / "training.json").write_text("{" + words + '"lowercase": true}')
         with pytest.raises(UsageError, match="which text?"):
             settings(*args)
