@@ -206,7 +206,8 @@ def run_file(path):
     try:
         exec(compile(source, str(path), "exec"), names)
     except SyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from None
+        where = f"line {error.lineno}: " if error.lineno else ""  # a binary file has no lines
+        raise ValueError(f"{path}: {where}{error.msg}") from None
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: {at_line(error, path)}") from None
     return names

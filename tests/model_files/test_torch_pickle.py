@@ -227,6 +227,15 @@ def test_the_file_of_another_program_is_opened_without_importing_it():
     assert "torch'" not in done.stdout
 
 
+def test_the_type_and_the_key_of_a_storage_are_text(tmp_path):
+    """Otherwise hashing one, or printing it, could take forever."""
+    for storage in (b"K\0)K\0K\0K\0", b"K\0X\x01\0\0\0x)K\0K\0"):
+        tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQK\0))tR"
+        program = b"\x80\x02}X\x01\0\0\0x" + tensor + b"s."
+        with pytest.raises(ValueError, match="a storage has no name"):
+            read_torch_pickle(with_pickle(tmp_path / "x.bin", program))
+
+
 PAIRS = b")q\0" + 60 * b"h\0h\0\x86q\0"  # a tuple with 2**60 leaves
 DEEP = b")" + 100_000 * b"\x85"  # a tuple in a tuple in a tuple ...
 LONG = b"X\x40\x0d\x03\0" + 200_000 * b"x" + b"q\0" + 100_000 * b"h\0Q"  # storages made of a text
